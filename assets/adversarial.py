@@ -1,0 +1,162 @@
+"""The candidate is attacked before anybody is exposed to it. Families, search and gate are in `redqueen.attacks`."""
+
+import json
+from typing import Any
+
+import polars as pl
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSpec,
+    AssetExecutionContext,
+    MaterializeResult,
+    MetadataValue,
+    TableRecord,
+    asset,
+)
+
+from assets.common import OWNERS, RETRY, picture
+from assets.environment import Environment
+from assets.partitions import candidates
+from assets.training import evaluation, training_set_key, work_folder
+from redqueen import attacks, state
+from redqueen.store import to_parquet
+
+SEED = 20_26
+
+
+@asset(
+    partitions_def=candidates,
+    deps=[evaluation],
+    group_name="adversarial",
+    owners=OWNERS,
+    kinds={"python"},
+    tags={"stage": "adversarial"},
+    code_version="1",
+    retry_policy=RETRY,
+    check_specs=[
+        AssetCheckSpec(
+            "adversarial_gate",
+            asset="attack_report",
+            blocking=True,
+            description="Under attacks optimised against it, the candidate keeps enough recall, and no less than the "
+            "champion. Deployment verifies this again by itself.",
+        )
+    ],
+)
+def attack_report(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
+    """Attacks optimised against this very candidate, at its fixed operating point, beside the champion's.
+
+    Every rewriting that got through joins the hard examples and the next training set. If the gate fails, the
+    candidate is rejected and the champion stays.
+    """
+    from models.bundle import fetch
+    from models.detector import Detector
+
+    candidate = context.partition_key
+    record = state.candidate(env.store, candidate)
+    cache = env.settings.home / "cache"
+    live = state.rollout_state(env.store).champion
+    messages, unseen = _messages(env, candidate)
+    reports = {}
+    for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
+        if model_id is None:
+            continue
+        detector = Detector.load(fetch(env.store, model_id, cache))
+        names = [f"f_{name}" for name in detector.feature_names]
+        reports[role] = attacks.attack(
+            detector,
+            messages["text"].to_list(),
+            ids=messages["event_id"].to_list(),
+            features=messages.select(names).to_numpy() if names else None,
+            seed=SEED,
+            budget_queries=env.settings.attack_query_budget,
+        )
+        context.log.info(f"attacked the {role} with {reports[role].queries} queries")
+    verdict = attacks.gate(reports["candidate"], reports.get("champion"))
+    _keep(env, candidate, record["model_id"], reports, verdict)
+    status = "attacked" if verdict.passed else "rejected"
+    why = "held under attack" if verdict.passed else "; ".join(verdict.reasons)
+    state.advance_candidate(env.store, candidate, status, env.clock.now(), why)
+    return MaterializeResult(
+        metadata=_metadata(reports, unseen),
+        check_results=[
+            AssetCheckResult(
+                check_name="adversarial_gate",
+                passed=verdict.passed,
+                metadata={"verdict": "; ".join(verdict.reasons), "queries": reports["candidate"].queries},
+            )
+        ],
+    )
+
+
+def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
+    """Abusive messages to attack, one a near-duplicate group: unseen ones first, then the newest."""
+    rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
+    result = json.loads((work_folder(env, candidate) / "result.json").read_text())
+    abusive = (
+        rows.filter(
+            (pl.max_horizontal(f"p_{p}" for p in env.settings.policies) >= 0.5)
+            & ~pl.col("event_id").str.starts_with("hard:")
+        )
+        .with_columns(unseen=pl.col("event_id").is_in(result["held_event_ids"]))
+        .sort(["unseen", "ts", "event_id"], descending=[True, True, False])
+        .unique("group", keep="first", maintain_order=True)
+        .head(env.settings.attack_messages)
+    )
+    return abusive, int(abusive["unseen"].sum())
+
+
+def _keep(
+    env: Environment,
+    candidate: str,
+    model_id: str,
+    reports: dict[str, attacks.AttackReport],
+    verdict: attacks.Verdict,
+) -> None:
+    """Write the report, and the rewritings that worked against either detector."""
+    report = {
+        "candidate": candidate,
+        "model_id": model_id,
+        "passed": verdict.passed,
+        "reasons": verdict.reasons,
+        "digest": reports["candidate"].digest(),
+        "reports": {role: r.to_dict() for role, r in reports.items()},
+    }
+    env.store.put_json(f"evaluations/{model_id}/attack.json", report)
+    survivors = {(s.id, s.text): s for r in reports.values() for s in r.survivors}
+    rows = pl.DataFrame(
+        [{"event_id": s.id, "family": s.family, "text": s.text} for s in survivors.values()],
+        schema={"event_id": pl.String, "family": pl.String, "text": pl.String},
+    )
+    env.store.put(f"hard_examples/v={candidate}/part.parquet", to_parquet(rows.to_arrow()))
+
+
+def _metadata(reports: dict[str, attacks.AttackReport], unseen: int) -> dict[str, Any]:
+    ours = reports["candidate"]
+    metadata: dict[str, Any] = {
+        "messages": len(ours.ids),
+        "messages_unseen": unseen,
+        "recall_before": round(ours.recall_before, 4),
+        "mean_recall_under_attack": round(ours.mean_recall, 4),
+        "worst_family": ours.worst.name,
+        "worst_recall": round(ours.worst.recall_after, 4),
+        "hard_examples": len(ours.survivors),
+        "families": MetadataValue.table([TableRecord(row) for row in ours.summary()["families"]]),
+        "recall_by_family": picture(lambda axes: _draw(axes, reports)),
+    }
+    if "champion" in reports:
+        rows = attacks.compare(reports["champion"], ours).summary()
+        metadata["against_champion"] = MetadataValue.table([TableRecord(row) for row in rows])
+    return metadata
+
+
+def _draw(axes: Any, reports: dict[str, attacks.AttackReport]) -> None:
+    colours = {"candidate": "#0b6e4f", "champion": "#b0b4bb"}
+    names = [family.name for family in reports["candidate"].families]
+    for shift, (role, report) in enumerate(sorted(reports.items())):
+        places = [i + 0.38 * shift for i in range(len(names))]
+        axes.barh(places, [f.recall_after for f in report.families], height=0.36, color=colours[role], label=role)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("recall under attack")
+    axes.legend(frameon=False, fontsize=7)

@@ -1,0 +1,1 @@
+"""The `redqueen` command. Thin: it reads options, calls the house, prints."""

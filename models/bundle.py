@@ -1,0 +1,288 @@
+"""A model as a directory that proves itself: write, verify, publish, fetch.
+
+A bundle is a flat folder of files and `manifest.json`, which holds the digest of every file and of itself. Nothing
+is read from a bundle before all of it is verified, and what is then used are the very bytes that were verified.
+Belongs here: the folder and its way through the store. What the files mean is `models.detector`'s business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from redqueen.errors import BundleError, Conflict, NotFound
+from redqueen.store import ObjectStore
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+ENCODER, NETWORK, ONNX, TOKENIZER = "encoder.safetensors", "encoder.json", "encoder.onnx", "tokenizer.json"
+LINEAR, TREES, FUSION = "linear.safetensors", "trees.ubj", "fusion.json"
+METRICS, CARD = "metrics.json", "model_card.md"
+
+IDENTITY = (ENCODER, NETWORK, ONNX, TOKENIZER, LINEAR, TREES, FUSION)
+"""The files that decide what a model answers; `model_id` hashes them, and not metrics, prose or times."""
+
+REQUIRED = (ENCODER, NETWORK, ONNX, TOKENIZER, LINEAR, FUSION, METRICS, CARD)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is and what it was made from.
+
+    Attributes:
+        model_id: "m-" and 12 hex digits, the hash of what the model answers with.
+        selected: "fusion" or "linear", the one that is served.
+        feature_names: the order of the feature matrix; empty where there is no behaviour.
+        snapshot: digest of the training set.
+        code_version: of the training code.
+        parent: model_id of the champion at the time, or None.
+        created_at: ISO 8601, UTC.
+        files: sha256 by file name, the manifest itself excepted.
+    """
+
+    model_id: str
+    policies: tuple[str, ...]
+    features_version: str
+    feature_names: tuple[str, ...]
+    behaviour: bool
+    selected: str
+    snapshot: str
+    code_version: str
+    parent: str | None
+    created_at: str
+    files: Mapping[str, str]
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        """The manifest's only valid serialisation, its own digest included."""
+        body = asdict(self)
+        sealed = body | {"manifest_sha256": _sha256(json.dumps(body, sort_keys=True).encode())}
+        return json.dumps(sealed, sort_keys=True, indent=1).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> Manifest:
+        """The inverse of `to_bytes`; raises `BundleError` for anything that `to_bytes` would not have written."""
+        try:
+            body = json.loads(data)
+            names = {f.name for f in fields(Manifest)}
+            manifest = Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.items() if k in names})
+            same = manifest.to_bytes() == data
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BundleError(f"{MANIFEST} is not a bundle's manifest: {error}") from None
+        if not same:
+            raise BundleError(f"{MANIFEST} was changed after it was written: its own digest does not hold")
+        if manifest.format != FORMAT:
+            raise BundleError(f"{MANIFEST} has format {manifest.format}; this version reads {FORMAT}")
+        return manifest
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def identify(
+    files: Mapping[str, str], policies: tuple[str, ...], features_version: str, feature_names: tuple[str, ...], selected: str
+) -> str:
+    """The `model_id` of files with these digests, answering for these policies from these features."""
+    parts = [{k: v for k, v in files.items() if k in IDENTITY}, policies, features_version, feature_names, selected]
+    return "m-" + _sha256(json.dumps(parts, sort_keys=True).encode())[:12]
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    policies: tuple[str, ...],
+    features_version: str,
+    feature_names: tuple[str, ...],
+    selected: str,
+    snapshot: str,
+    code_version: str,
+    parent: str | None,
+    created_at: str,
+) -> Manifest:
+    """Seal the folder: hash what lies in it and write `manifest.json`. The last step of making a bundle."""
+    files = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    manifest = Manifest(
+        model_id=identify(files, policies, features_version, feature_names, selected),
+        policies=policies,
+        features_version=features_version,
+        feature_names=feature_names,
+        behaviour=TREES in files,
+        selected=selected,
+        snapshot=snapshot,
+        code_version=code_version,
+        parent=parent,
+        created_at=created_at,
+        files=files,
+    )
+    partial = folder / f".{MANIFEST}"
+    partial.write_bytes(manifest.to_bytes())
+    partial.replace(folder / MANIFEST)
+    return manifest
+
+
+# -- verifying -----------------------------------------------------------------------------------------------------
+
+
+def verify(folder: Path) -> Manifest:
+    """Check every byte of a bundle.
+
+    Raises:
+        BundleError: a file is missing, is extra, was changed, is a link, or lies outside the folder; or the id is
+            not that of the content. The message names the file. Nothing of the bundle may be used then.
+    """
+    return read(folder)[0]
+
+
+def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the verified bytes of every file; raises as `verify`."""
+    try:
+        return _read(Path(folder))
+    except BundleError as error:
+        raise BundleError(f"bundle {folder} is refused: {error}. Fetch or train it again.") from None
+    except OSError as error:
+        raise BundleError(f"bundle {folder} cannot be read: {error}. Fetch or train it again.") from None
+
+
+def _read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    if folder.is_symlink() or not folder.is_dir():
+        raise BundleError("it is not a directory" if not folder.is_symlink() else "it is a symbolic link")
+    found = {}
+    for entry in os.scandir(folder):
+        if entry.is_symlink():
+            raise BundleError(f"'{entry.name}' is a symbolic link")
+        if not entry.is_file():
+            raise BundleError(f"'{entry.name}' is not a plain file")
+        found[entry.name] = Path(entry.path)
+    if MANIFEST not in found:
+        raise BundleError(f"'{MANIFEST}' is missing")
+    manifest = Manifest.from_bytes(found.pop(MANIFEST).read_bytes())
+    check_names(manifest)
+    if missing := sorted(manifest.files.keys() - found.keys()):
+        raise BundleError(f"'{missing[0]}' is missing")
+    if extra := sorted(found.keys() - manifest.files.keys()):
+        raise BundleError(f"'{extra[0]}' is not in the manifest")
+    contents = {name: path.read_bytes() for name, path in found.items()}
+    for name, data in contents.items():
+        if _sha256(data) != manifest.files[name]:
+            raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
+    return manifest, contents
+
+
+def check_names(manifest: Manifest) -> None:
+    """Every name is a plain file name, what a bundle needs is listed, and the id is the content's."""
+    for name in manifest.files:
+        if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name or name in (".", ".."):
+            raise BundleError(f"'{name}' would leave the folder")
+    if missing := sorted(set(REQUIRED) - manifest.files.keys()):
+        raise BundleError(f"'{missing[0]}' is not in the manifest")
+    expected = identify(
+        manifest.files, manifest.policies, manifest.features_version, manifest.feature_names, manifest.selected
+    )
+    if manifest.model_id != expected:
+        raise BundleError(f"it calls itself {manifest.model_id}, but its content is {expected}")
+
+
+# -- the store -----------------------------------------------------------------------------------------------------
+
+
+def prefix(model_id: str) -> str:
+    """Where a model lies in the store."""
+    return f"models/{model_id}/"
+
+
+def publish(store: ObjectStore, folder: Path) -> str:
+    """Verify a bundle and put it into the store; returns its `model_id`.
+
+    The manifest goes last: a model without one is not there. A model that is there already stays as it is, since the
+    same id answers the same.
+    """
+    manifest, contents = read(folder)
+    at = prefix(manifest.model_id)
+    if store.exists(at + MANIFEST):
+        return manifest.model_id
+    for name, data in sorted(contents.items()):
+        try:
+            store.put_if_absent(at + name, data)
+        except Conflict:
+            # Left by an upload that died before its manifest, so nobody relies on it.
+            if store.get(at + name).data != data:
+                store.put(at + name, data)
+    with contextlib.suppress(Conflict):
+        store.put_if_absent(at + MANIFEST, manifest.to_bytes())
+    return manifest.model_id
+
+
+def load_manifest(store: ObjectStore, model_id: str) -> Manifest:
+    """A published model's manifest; raises `NotFound` or `BundleError`."""
+    manifest = Manifest.from_bytes(store.get(prefix(model_id) + MANIFEST).data)
+    check_names(manifest)
+    if manifest.model_id != model_id:
+        raise BundleError(f"{prefix(model_id)} holds {manifest.model_id}: it was moved or overwritten")
+    return manifest
+
+
+def fetch(store: ObjectStore, model_id: str, cache: Path) -> Path:
+    """The bundle as a verified local directory `cache/<model_id>`; one that is there and whole is kept.
+
+    Raises:
+        NotFound: there is no such model.
+        BundleError: what the store holds does not verify.
+    """
+    target = Path(cache) / model_id
+    with contextlib.suppress(BundleError):
+        if verify(target).model_id == model_id:
+            return target
+    manifest = load_manifest(store, model_id)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{model_id}-", dir=target.parent))
+    try:
+        for name in manifest.files:
+            (scratch / name).write_bytes(_part(store, model_id, name))
+        (scratch / MANIFEST).write_bytes(manifest.to_bytes())
+        verify(scratch)
+        _settle(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _part(store: ObjectStore, model_id: str, name: str) -> bytes:
+    try:
+        return store.get(prefix(model_id) + name).data
+    except NotFound:
+        raise BundleError(f"'{name}' of {model_id} is missing in the store: publish the bundle again") from None
+
+
+def _settle(scratch: Path, target: Path) -> None:
+    """Rename into place; whoever came first wins, unless what lies there is broken."""
+    for _ in range(2):
+        try:
+            os.rename(scratch, target)
+            return
+        except OSError:
+            try:
+                verify(target)
+                return
+            except BundleError:
+                with contextlib.suppress(OSError):
+                    broken = Path(tempfile.mkdtemp(prefix=".broken-", dir=target.parent))
+                    os.rename(target, broken / target.name)
+                    shutil.rmtree(broken, ignore_errors=True)
+    verify(target)
+
+
+def summary(manifest: Manifest) -> dict[str, Any]:
+    """What a person wants to see of a manifest, without the digests."""
+    shown = asdict(manifest)
+    shown["files"] = sorted(manifest.files)
+    return shown

@@ -1,0 +1,77 @@
+"""Gradient-boosted trees over the features of behaviour. XGBoost's own JSON (UBJ), no pickle.
+
+Without a sender there is no behaviour, and then there are no trees: callers hold `None` and say so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """One booster with an output per policy. A missing feature is NaN and follows the learnt default branch."""
+
+    booster: Any
+    policies: int
+
+    def logits(self, features: Floats) -> npt.NDArray[np.float32]:
+        """Log odds [n, policies] of float32 features [n, features]."""
+        if len(features) == 0:
+            return np.zeros((0, self.policies), np.float32)
+        margin = self.booster.inplace_predict(
+            np.ascontiguousarray(features, np.float32), predict_type="margin", validate_features=False
+        )
+        return np.asarray(margin, np.float32).reshape(len(features), self.policies)
+
+    def to_bytes(self) -> bytes:
+        """UBJ."""
+        return bytes(self.booster.save_raw("ubj"))
+
+    @staticmethod
+    def from_bytes(data: bytes, policies: int) -> Trees:
+        """The inverse of `to_bytes`; the booster then keeps to one thread."""
+        import xgboost
+
+        booster = xgboost.Booster({"nthread": 1})
+        booster.load_model(bytearray(data))
+        booster.set_param({"nthread": 1, "device": "cpu"})
+        return Trees(booster, policies)
+
+
+def fit(
+    features: Floats,
+    targets: Floats,
+    weight: Floats,
+    *,
+    rounds: int = 80,
+    depth: int = 5,
+    seed: int = 0,
+) -> Trees:
+    """Fit on float32 features [n, features] and soft targets [n, policies], rows weighted."""
+    import xgboost
+
+    params = {
+        "objective": "binary:logistic",
+        "base_score": 0.5,
+        "tree_method": "hist",
+        "max_bin": 64,
+        "max_depth": depth,
+        "eta": 0.15,
+        "min_child_weight": 3.0,
+        "lambda": 2.0,
+        "nthread": 1,
+        "seed": seed,
+        "verbosity": 0,
+    }
+    data = xgboost.QuantileDMatrix(
+        features.astype(np.float32), targets.astype(np.float32), weight=weight.astype(np.float32), max_bin=64
+    )
+    booster = xgboost.train(params, data, num_boost_round=rounds)
+    return Trees(booster, targets.shape[1])

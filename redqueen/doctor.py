@@ -1,0 +1,111 @@
+"""Is this home fit to run? Every check says what is wrong and what to do; none changes anything that lasts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from redqueen import state
+from redqueen.clock import CLOCK_KEY, open_clock
+from redqueen.errors import RedQueenError
+from redqueen.settings import Settings
+from redqueen.store import ObjectStore, open_store, probe
+
+LOW_DISK_BYTES = 2 * 1024**3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `ok` is True (fine), None (worth knowing) or False (broken)."""
+
+    name: str
+    ok: bool | None
+    message: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Run every check, in the order in which one depends on the other."""
+    yield Finding("settings", True, f"home {settings.home}, policies {', '.join(settings.policies)}")
+    yield _home(settings)
+    try:
+        store = open_store(settings)
+        probe(store)
+    except (RedQueenError, OSError, ValueError) as error:
+        yield Finding("store", False, f"{error}. Check RQ_STORE_URL and RQ_S3_ENDPOINT_URL.")
+        return
+    except Exception as error:  # boto3 raises errors of its own for each way a network can fail
+        yield Finding("store", False, f"{type(error).__name__}: {error}. Check RQ_STORE_URL and the credentials.")
+        return
+    yield Finding("store", True, f"{store!r}; conditional writes hold")
+    for check in (_clock, _rollout, _holds, _monitoring):
+        yield _guarded(check, settings, store)
+    yield _encoder(settings)
+    yield _alerts(settings)
+
+
+def _guarded(check: Callable[[Settings, ObjectStore], Finding], settings: Settings, store: ObjectStore) -> Finding:
+    try:
+        return check(settings, store)
+    except Exception as error:
+        return Finding(check.__name__.lstrip("_"), False, f"could not be read: {type(error).__name__}: {error}")
+
+
+def _home(settings: Settings) -> Finding:
+    folder = settings.home
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("home", False, f"{folder} cannot be written to; set RQ_HOME to a directory that can")
+    free = shutil.disk_usage(folder).free
+    if free < LOW_DISK_BYTES:
+        return Finding("home", False, f"only {free // 1024**2} MB free at {folder}; a lap needs up to 2 GB")
+    return Finding("home", True, f"{free / 1024**3:.0f} GB free")
+
+
+def _clock(settings: Settings, store: ObjectStore) -> Finding:
+    now = open_clock(settings, store).now()
+    if settings.clock == "auto" and store.exists(CLOCK_KEY):
+        return Finding("clock", None, f"a simulation holds it at {now:%Y-%m-%d %H:%M} UTC; production sets RQ_CLOCK=wall")
+    return Finding("clock", True, f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _rollout(settings: Settings, store: ObjectStore) -> Finding:
+    live = state.rollout_state(store)
+    if live.champion is None:
+        return Finding("rollout", None, "no model is live yet: every message is allowed until the first lap is done")
+    if not store.exists(f"models/{live.champion}/manifest.json"):
+        return Finding("rollout", False, f"the live model {live.champion} is not in the store: `redqueen rollback`")
+    return Finding("rollout", True, f"{live.champion} is live, stage {live.stage}: {live.message}")
+
+
+def _holds(settings: Settings, store: ObjectStore) -> Finding:
+    held = state.holds(store, open_clock(settings, store).now())
+    if not held:
+        return Finding("holds", True, "nothing is frozen")
+    text = "; ".join(f"{h.scope} by {h.owner} until {h.until:%Y-%m-%d %H:%M}: {h.reason}" for h in held)
+    return Finding("holds", None, text)
+
+
+def _monitoring(settings: Settings, store: ObjectStore) -> Finding:
+    keys = store.list("signals/")
+    if not keys:
+        return Finding("monitoring", None, "no window has been measured yet")
+    window = keys[-1].removeprefix("signals/window=").removesuffix(".json")
+    return Finding("monitoring", True, f"{len(keys)} windows measured, the latest {window}")
+
+
+def _encoder(settings: Settings) -> Finding:
+    if settings.encoder is None:
+        return Finding("encoder", True, "a compact one, trained here; nothing is downloaded")
+    if Path(settings.encoder).exists():
+        return Finding("encoder", True, f"pretrained, from {settings.encoder}")
+    return Finding("encoder", None, f"'{settings.encoder}' is not a path: it will be looked up by name")
+
+
+def _alerts(settings: Settings) -> Finding:
+    if settings.alert_webhook is None:
+        return Finding("alerts", None, "go to the log and the store only; set RQ_ALERT_WEBHOOK to be woken up")
+    return Finding("alerts", True, "are posted to the webhook")

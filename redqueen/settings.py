@@ -1,0 +1,192 @@
+"""Every setting there is, in one place, each with its reason. No reading of files or services here.
+
+Values come from the environment (`RQ_` and the field's name), then from `redqueen.env` in the home directory
+(what `make demo` leaves there, so that the UI finds the same settings), then from the defaults.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_FILE = "redqueen.env"
+
+
+class Settings(BaseSettings):
+    """The configuration of one Red Queen home."""
+
+    model_config = SettingsConfigDict(env_prefix="RQ_", extra="ignore", frozen=True)
+
+    # where things are
+    home: Path = Field(Path(".redqueen"), description="The one directory of the embedded default.")
+    store_url: str | None = Field(
+        None, description="s3://bucket/prefix, or a directory. Default: `store/` below the home."
+    )
+    s3_endpoint_url: str | None = Field(None, description="An S3 endpoint other than AWS.")
+    clock: Literal["auto", "wall"] = Field(
+        "auto",
+        description="auto: the simulated clock in the store while a simulation holds one, else the wall's. "
+        "wall: always the wall's; what production sets.",
+    )
+    partitions_start: datetime = Field(
+        datetime.fromisoformat("2026-01-01T00:00:00+00:00"),
+        description="The first hourly partition. Changing it later only hides or shows older hours.",
+    )
+    partitions_ahead_hours: int = Field(
+        24,
+        ge=0,
+        description="Hourly partitions beyond the wall's hour: room for a feed whose clock runs ahead.",
+    )
+
+    # what is detected
+    policies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("spam", "scam", "harassment"), description="The abuse classes, comma separated."
+    )
+    severe_policies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("harassment",),
+        description="Policies never delivered for the sake of measuring; they are blocked, not limited.",
+    )
+    fpr_budget: float = Field(
+        0.01, gt=0, lt=0.5, description="Share of benign messages acted on, all policies together."
+    )
+    salt: str = Field(
+        "red-queen", description="Salts the audit slice. Change it and other events are audited."
+    )
+    audit_rate: float = Field(
+        0.12, gt=0, le=1, description="Share of messages sent to human review whatever the score."
+    )
+    review_budget_per_hour: int = Field(
+        600, ge=0, description="Messages that reviewers can judge in an hour; the audit slice comes first."
+    )
+    maturity_hours: float = Field(
+        4.0, gt=0, description="Age after which an unlabelled event no longer waits for labels."
+    )
+
+    # training
+    encoder: str | None = Field(
+        None, description="A Hugging Face encoder by name or path. Default: a compact one trained here."
+    )
+    encoder_layers: int = Field(2, ge=1)
+    encoder_width: int = Field(96, ge=16)
+    encoder_heads: int = Field(4, ge=1)
+    max_tokens: int = Field(48, ge=8, le=512, description="Tokens of a message that the encoder reads.")
+    train_epochs: int = Field(4, ge=1)
+    train_seed: int = Field(7, ge=0)
+    train_max_rows: int = Field(
+        24_000, ge=200, description="Rows of a training set; older benign rows are thinned first."
+    )
+    training_timeout_s: int = Field(1800, ge=30, description="A training process older than this is stopped.")
+    behaviour: bool = Field(
+        True, description="Use features of the sender's behaviour; off for streams without a sender."
+    )
+
+    # adversarial evaluation
+    attack_messages: int = Field(90, ge=5, description="Abusive messages attacked per family.")
+    attack_query_budget: int = Field(20_000, ge=100, description="Scores an attack may ask for in all.")
+
+    # when to retrain
+    cooldown_hours: float = Field(6.0, ge=0, description="Least time between two retrains.")
+    daily_retrain_budget: int = Field(4, ge=0)
+    min_trusted_labels: int = Field(
+        1500, ge=1, description="Trusted labels that the first training needs before it starts."
+    )
+    min_class_labels: int = Field(
+        150, ge=1, description="Judged abusive, and judged benign, events that a first training needs at least."
+    )
+    trusted_sources: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("moderator", "audit", "honeypot"), description="Label sources that count towards those numbers."
+    )
+    min_new_labels: int = Field(
+        150, ge=0, description="Labels received since the last training set that a retrain needs."
+    )
+    stale_after_hours: float = Field(
+        3.0, gt=0, description="Monitoring older than this is unknown, and unknown pages."
+    )
+
+    # rollout
+    bootstrap_approval: str | None = Field(
+        None,
+        description="Who approves that the first model goes live without a control, after gate and shadow.",
+    )
+
+    # serving
+    serving_url: str = Field("http://127.0.0.1:8087", description="Where the scoring service listens.")
+    serving_refresh_seconds: float = Field(2.0, gt=0, description="How often rollout state is looked up.")
+    serving_flush_seconds: float = Field(5.0, gt=0, description="Longest a prediction waits in memory.")
+    serving_flush_rows: int = Field(5000, ge=1)
+    serving_max_ahead_hours: float = Field(
+        2.0,
+        gt=0,
+        description="How far an event's time may run ahead of the clock and still enter the behaviour windows.",
+    )
+    serving_operator_token: SecretStr | None = Field(
+        None,
+        description="Where set, /v1/state, /metrics, /v1/refresh and /v1/flush want it as a bearer token.",
+    )
+    block_probability: float = Field(
+        0.97, gt=0, le=1, description="From here on a message over a mild policy's threshold is blocked too."
+    )
+    review_ratio: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the threshold from which a message is delivered and shown to a person.",
+    )
+    latency_objective_ms: float = Field(50.0, gt=0, description="A slower answer counts against a candidate.")
+
+    # watching
+    sensor_interval_seconds: int = Field(30, ge=1, description="Least time between two ticks of a sensor.")
+    reports_url: str = Field(
+        "http://127.0.0.1:3001", description="Where a browser finds drift reports; `make ui` serves them there."
+    )
+    alert_webhook: str | None = Field(None, description="Where alerts are posted as JSON, besides the log.")
+
+    @field_validator("policies", "severe_policies", "trusted_sources", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _severe_are_policies(self) -> Settings:
+        unknown = set(self.severe_policies) - set(self.policies)
+        if unknown and "severe_policies" in self.model_fields_set:
+            raise ValueError(
+                f"RQ_SEVERE_POLICIES names {sorted(unknown)}, which are not among RQ_POLICIES {self.policies}"
+            )
+        if not self.policies:
+            raise ValueError("RQ_POLICIES is empty: name at least one abuse class")
+        return self
+
+    @property
+    def severe(self) -> frozenset[str]:
+        """The severe ones among the policies detected here."""
+        return frozenset(self.severe_policies) & frozenset(self.policies)
+
+    @property
+    def dagster_home(self) -> Path:
+        """Where Dagster keeps its instance."""
+        return self.home / "dagster"
+
+
+def load_settings(home: Path | str | None = None) -> Settings:
+    """The settings of `home` (default: `RQ_HOME`, then `.redqueen`).
+
+    Raises:
+        pydantic.ValidationError: a value is out of its range; the message names the field.
+    """
+    root = Path(home or os.environ.get("RQ_HOME", ".redqueen")).resolve()
+    return Settings(_env_file=root / ENV_FILE, home=root)  # type: ignore[call-arg]
+
+
+def write_env(home: Path, **values: object) -> None:
+    """Keep settings with the home they belong to, for every process that works on it later."""
+    home.mkdir(parents=True, exist_ok=True)
+    lines = [f"RQ_{name.upper()}={value}" for name, value in sorted(values.items()) if value is not None]
+    partial = home / f"{ENV_FILE}.partial"
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(home / ENV_FILE)

@@ -1,0 +1,24 @@
+"""What watches attackers: evasion, obfuscation and mass under the threshold in the latest signals record."""
+
+from __future__ import annotations
+
+from dagster import DefaultSensorStatus, SensorEvaluationContext, SensorResult, SkipReason, sensor
+
+from assets.environment import Environment
+from redqueen.settings import load_settings
+from sensors.drift import on_new_window
+
+INTERVAL = load_settings().sensor_interval_seconds
+
+
+@sensor(
+    name="adaptation",
+    job_name="lap",
+    minimum_interval_seconds=INTERVAL,
+    default_status=DefaultSensorStatus.RUNNING,
+    description="Starts a lap when attackers have found a way: more abusers get through, more obfuscate, or more "
+    "sit just under the threshold. Each figure can fire by itself.",
+)
+def adaptation(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
+    """Ask the policy whether attackers' adaptation calls for a lap."""
+    return on_new_window(context, env, "adaptation")

@@ -1,0 +1,281 @@
+"""Gold labels: what is known as of an instant, whoever says it, in whatever order."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from redqueen import labels as gold_labels
+from redqueen.labels import gold
+from redqueen.review import audited_rates, is_audited, review_requests
+from redqueen.schema import LABEL_SOURCES
+
+T0 = datetime(2026, 1, 3, 14, tzinfo=UTC)
+POLICIES = ("spam", "scam")
+SCHEMA: dict[str, Any] = {
+    "label_id": pl.String,
+    "event_id": pl.String,
+    "policy": pl.String,
+    "value": pl.String,
+    "source": pl.String,
+    "rater_id": pl.String,
+    "labeled_at": pl.Datetime("us", "UTC"),
+    "received_at": pl.Datetime("us", "UTC"),
+    "confidence": pl.Float64,
+}
+
+
+def vote(
+    n: int, event: str = "e1", value: str = "abuse", source: str = "moderator", **changes: Any
+) -> dict[str, Any]:
+    row = {
+        "label_id": f"l{n}",
+        "event_id": event,
+        "policy": "any" if value == "benign" else "spam",
+        "value": value,
+        "source": source,
+        "rater_id": f"r{n}",
+        "labeled_at": T0 + timedelta(minutes=n),
+        "received_at": T0 + timedelta(minutes=n, seconds=30),
+        "confidence": None,
+    }
+    return {**row, **changes}
+
+
+def table(*rows: dict[str, Any]) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=SCHEMA)
+
+
+def p_abuse(frame: pl.DataFrame, event: str = "e1", policy: str = "spam") -> float:
+    return float(frame.filter((pl.col("event_id") == event) & (pl.col("policy") == policy))["p_abuse"].item())
+
+
+LATER = T0 + timedelta(days=3)
+
+
+def test_a_source_counts_as_much_as_it_is_reliable() -> None:
+    rows = table(*(vote(n, f"e{n}", source=source) for n, source in enumerate(LABEL_SOURCES)))
+    told = gold(rows, LATER, POLICIES)
+    for n, source in enumerate(LABEL_SOURCES):
+        assert p_abuse(told, f"e{n}") == pytest.approx(gold_labels.RELIABILITY[source])
+
+
+def test_benign_under_any_is_benign_under_every_policy() -> None:
+    told = gold(table(vote(1, value="benign")), LATER, POLICIES)
+    assert told["policy"].to_list() == ["scam", "spam"]
+    assert told["p_abuse"].max() == pytest.approx(0.02)
+
+
+def test_an_abuse_vote_says_nothing_of_other_policies_and_unsure_nothing_at_all() -> None:
+    told = gold(table(vote(1), vote(2, "e2", value="unsure")), LATER, POLICIES)
+    assert told.select("event_id", "policy").rows() == [("e1", "spam")]
+
+
+def test_a_moderator_outweighs_any_number_of_reports() -> None:
+    reports = [vote(n, source="report") for n in range(200)]
+    assert p_abuse(gold(table(*reports), LATER, POLICIES)) == pytest.approx(0.95)
+    assert p_abuse(gold(table(*reports, vote(999, value="benign")), LATER, POLICIES)) < 0.5
+
+
+def test_a_rater_has_one_vote_an_event_and_the_last_word_is_theirs() -> None:
+    again = [vote(n, source="report", rater_id="same") for n in range(5)]
+    told = gold(table(*again), LATER, POLICIES)
+    assert (told["n_votes"].item(), p_abuse(told)) == (1, pytest.approx(0.75))
+    changed = table(vote(1, rater_id="mod"), vote(2, rater_id="mod", policy="spam", value="benign"))
+    assert p_abuse(gold(changed, LATER, POLICIES)) == pytest.approx(0.02)
+
+
+def test_a_rater_who_reports_by_the_hundred_weighs_less() -> None:
+    hasty = [vote(n % 50, f"e{n}", source="report", rater_id="hasty", label_id=f"h{n}") for n in range(300)]
+    told = gold(table(*hasty, vote(1, "calm", source="report")), LATER, POLICIES)
+    assert p_abuse(told, "calm") == pytest.approx(0.75)
+    assert p_abuse(told, "e7") < 0.52
+
+
+def test_an_event_matures_by_age_or_by_a_trusted_vote() -> None:
+    rows = table(vote(1, "e1", source="report"), vote(2, "e2", source="moderator"))
+    soon = gold(rows, T0 + timedelta(hours=2), POLICIES, maturity_hours=24)
+    assert soon["mature"].to_list() == [False, True]
+    assert gold(rows, T0 + timedelta(hours=25), POLICIES, maturity_hours=24)["mature"].all()
+    events = pl.DataFrame({"event_id": ["e1"], "ts": [T0 - timedelta(hours=40)]})
+    assert gold(rows, T0 + timedelta(hours=2), POLICIES, events=events)["mature"].all()
+
+
+def test_an_unreliable_source_is_found_out_where_others_overlap_with_it() -> None:
+    rng = np.random.default_rng(5)
+    rows: list[dict[str, Any]] = []
+    for n in range(300):
+        truth = bool(rng.random() < 0.5)
+        said = "abuse" if truth else "benign"
+        rows.append(vote(3 * n, f"e{n}", said, "moderator", received_at=T0))
+        coin = "abuse" if rng.random() < 0.5 else "benign"
+        rows.append(vote(3 * n + 1, f"e{n}", coin, "vendor", received_at=T0))
+        rows.append(vote(3 * n + 2, f"e{n}", "abuse", "rule", received_at=T0))
+    rows.append(vote(9999, "alone", "abuse", "vendor", received_at=T0))
+    rows.append(vote(9998, "ruled", "abuse", "rule", received_at=T0))
+    told = gold(table(*rows), LATER, ("spam",))
+    assert p_abuse(told, "alone") < 0.65
+    assert p_abuse(told, "ruled") < 0.65
+
+
+def test_no_labels_no_gold() -> None:
+    for rows in (table(), table(vote(1, received_at=LATER))):
+        told = gold(rows, T0, POLICIES)
+        assert told.height == 0
+        assert dict(told.schema) == gold_labels.GOLD_SCHEMA
+
+
+MINUTES = st.integers(-600, 600)
+
+
+@st.composite
+def any_votes(draw: st.DrawFn) -> list[dict[str, Any]]:
+    count = draw(st.integers(0, 14))
+    return [
+        vote(
+            n,
+            event=draw(st.sampled_from(["e1", "e2", "e3"])),
+            value=draw(st.sampled_from(["abuse", "benign", "unsure"])),
+            source=draw(st.sampled_from(LABEL_SOURCES)),
+            rater_id=draw(st.sampled_from(["r1", "r2"])),
+            labeled_at=T0 + timedelta(minutes=draw(MINUTES)),
+            received_at=T0 + timedelta(minutes=draw(MINUTES)),
+            confidence=draw(st.sampled_from([None, 0.3, 1.0])),
+        )
+        for n in range(count)
+    ]
+
+
+EAGER = gold_labels.Fusion(min_overlap=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=any_votes(), seed=st.randoms(use_true_random=False))
+def test_what_came_later_copies_and_order_change_nothing(rows: list[dict[str, Any]], seed: Any) -> None:
+    earlier = [row for row in rows if row["received_at"] <= T0]
+    copies = earlier[: len(earlier) // 2]
+    shuffled = [*rows, *copies]
+    seed.shuffle(shuffled)
+    for fusion in (None, EAGER):
+        plain = gold(table(*earlier), T0, POLICIES, fusion=fusion)
+        assert gold(table(*shuffled), T0, POLICIES, fusion=fusion).equals(plain)
+
+
+def test_a_label_sent_again_with_other_content_stays_what_it_was_first() -> None:
+    first, changed = vote(1), vote(1, value="benign", received_at=T0 + timedelta(hours=9))
+    for rows in ([first, changed], [changed, first]):
+        assert p_abuse(gold(table(*rows), LATER, POLICIES)) == pytest.approx(0.98)
+
+
+def test_not_even_the_last_bit_depends_on_the_order() -> None:
+    rng = np.random.default_rng(2)
+    rows = [
+        vote(n, f"e{n % 40}", rng.choice(["abuse", "benign"]), "vendor", confidence=float(rng.random()))
+        for n in range(2_000)
+    ]
+    plain = gold(table(*rows), LATER, POLICIES)
+    assert gold(table(*(rows[i] for i in rng.permutation(len(rows)))), LATER, POLICIES).equals(plain)
+
+
+def test_30000_labels_take_no_time() -> None:
+    rng = np.random.default_rng(1)
+    n = 30_000
+    rows = pl.DataFrame(
+        {
+            "label_id": [f"l{i}" for i in range(n)],
+            "event_id": [f"e{i}" for i in rng.integers(0, 20_000, n)],
+            "policy": np.where(rng.random(n) < 0.3, "spam", "any"),
+            "value": np.where(rng.random(n) < 0.3, "abuse", "benign"),
+            "source": rng.choice(LABEL_SOURCES, n),
+            "rater_id": [f"r{i}" for i in rng.integers(0, 500, n)],
+            "labeled_at": [T0] * n,
+            "received_at": [T0 + timedelta(seconds=int(s)) for s in rng.integers(0, 90_000, n)],
+            "confidence": [None] * n,
+        },
+        schema_overrides=SCHEMA,
+    )
+    gold(rows.head(100), LATER, POLICIES)
+    start = time.perf_counter()
+    gold(rows, LATER, POLICIES)
+    assert time.perf_counter() - start < 1.5  # some 0.1 s on a quiet core
+
+
+# Reviews: which events a person sees, and what that lets us estimate.
+
+
+def events(n: int, kind: str = "message") -> pl.DataFrame:
+    return pl.DataFrame({"event_id": [f"e{i}" for i in range(n)], "kind": [kind] * n})
+
+
+def predictions(n: int) -> pl.DataFrame:
+    ratio = [1.5 if i % 10 == 0 else 0.7 if i % 10 == 1 else 0.1 for i in range(n)]
+    policy = ["harassment" if i % 50 == 0 else "spam" for i in range(n)]
+    return pl.DataFrame(
+        {
+            "event_id": [f"e{i}" for i in range(n)],
+            "action": ["limit" if r >= 1 else "allow" for r in ratio],
+            "threshold_ratio": pl.Series(ratio, dtype=pl.Float32),
+            "scores": [[{"key": p, "value": 0.9}, {"key": "scam", "value": 0.1}] for p in policy],
+        }
+    )
+
+
+def test_the_audit_slice_is_the_same_for_everyone_and_blind_to_the_score() -> None:
+    chosen = review_requests(events(4000), None, salt="s", audit_rate=0.1, budget=0, severe=())
+    assert 320 < chosen.height < 480
+    assert all(is_audited(e, "s", 0.1) for e in chosen["event_id"])
+    scored = review_requests(events(4000), predictions(4000), salt="s", audit_rate=0.1, budget=0, severe=())
+    assert scored.equals(chosen)
+    assert chosen["propensity"].unique().to_list() == [0.1]
+    other = review_requests(events(4000), None, salt="t", audit_rate=0.1, budget=0, severe=())
+    assert set(other["event_id"]) != set(chosen["event_id"])
+    assert [is_audited("e1", "s", rate) for rate in (0.0, 1.0)] == [False, True]
+
+
+def test_joins_are_not_audited() -> None:
+    assert (
+        review_requests(events(500, "join"), None, salt="s", audit_rate=0.5, budget=9, severe=()).height == 0
+    )
+
+
+def test_the_rest_of_the_budget_goes_to_severe_then_uncertain_and_acted_on() -> None:
+    n = 2000
+    asked = review_requests(
+        events(n), predictions(n), salt="s", audit_rate=0.05, budget=200, severe=("harassment",)
+    )
+    extra = asked.filter(pl.col("reason") != "audit")
+    assert asked.height == 200
+    assert asked["event_id"].is_unique().all()
+    severe = {f"e{i}" for i in range(0, n, 50)}
+    assert severe <= set(asked["event_id"])
+    assert set(extra["reason"]) == {"acted_on", "uncertain"}
+    assert extra["propensity"].is_between(0, 1, closed="right").all()
+
+
+def test_rates_are_estimated_without_the_detectors_own_bias() -> None:
+    n = 6000
+    scored = predictions(n)
+    audited = [f"e{i}" for i in range(n) if is_audited(f"e{i}", "s", 0.3)]
+
+    # In truth half of what scored 0.7 is abuse that was missed, and a fifth of what was acted on is benign.
+    def abusive(event: str) -> bool:
+        i = int(event[1:])
+        return (i % 10 == 0 and i % 50 != 0) or (i % 20 == 1)
+
+    judged = [vote(0, e, "abuse" if abusive(e) else "benign", "audit", label_id=e) for e in audited]
+    # Other sources see only what was acted on, and must not enter.
+    biased = [vote(0, f"e{i}", "abuse", "report", label_id=f"x{i}") for i in range(0, n, 10)]
+    rates = audited_rates(scored, table(*judged, *biased))
+    assert rates.recall == pytest.approx(480 / 780, abs=0.05)
+    assert rates.fpr == pytest.approx(120 / 5220, abs=0.01)
+    assert (rates.recall_low or 1) < 480 / 780 < (rates.recall_high or 0)
+    assert rates.n_abuse + rates.n_benign == len(audited)
+    nothing = audited_rates(scored, table())
+    assert (nothing.recall, nothing.n_abuse) == (None, 0)
