@@ -27,7 +27,8 @@ Probe = Callable[[list[Event]], list[str]]
 PROBE_BUDGET = 600
 ENOUGH_EVASION = 0.8
 SHIFT = timedelta(hours=6)  # how long an account works before it is burnt
-SLOTS_PER_POLICY = {"familiar": 5, "retooled": 3}
+SLOTS = 5  # campaigns of a policy that are alive at a time
+RETOOLED_SLOTS = {"spam": 3, "scam": 3, "harassment": 2}
 
 # --- what campaigns say
 # `{site}` is the campaign's own domain, `{tag}` its brand, `{victim}` whom it addresses; a campaign keeps them.
@@ -180,12 +181,12 @@ _FAMILIAR_EXTRA: dict[str, Rule] = {
 RETOOLED: dict[str, dict[str, list[str]]] = {
     "scam": {
         "indie playtest": lines("""
-            {greet} [i'm|im] [building|finishing|making] a [small|tiny|pixel|cosy] {genre}, could you [test|try] the [build|alpha] {drop}
-            [our|my] {genre} needs [playtesters|fresh eyes|ten testers], [installer|build|client] at {drop}, [tell me|note] what breaks
-            [would|could] you [playtest|try out] {tag}, my {genre}? [windows build|launcher] {drop}, [pin|archive key] {n3}{n1}
-            [final year project|uni project]: a {genre}, [run|open] the [launcher|exe] for ten minutes {drop}
-            the [launcher|installer] may trip your antivirus, [allow it|false positive], {genre} [alpha|build] {drop}
-            [saw you like|you seem into] {genre}s, [my studio|{tag} studio] [pays|credits] testers, [build|client] {drop}"""),
+            {greet} [i'm|im] [building|finishing] a [small|tiny|cosy] {genre}, could you [test|playtest] the [playtest build|alpha build] {drop}
+            [our|my] {genre} needs [playtesters|fresh playtesters], [alpha build|playtest build] at {drop}, [tell me|note] what breaks
+            [would|could] you [playtest|try out] {tag}, my {genre}? [alpha build|launcher] {drop}, archive key {n3}{n1}
+            [final year project|uni project]: a {genre}, run the [alpha launcher|playtest build] for ten minutes {drop}
+            the [alpha launcher|playtest build] may trip your antivirus, [allow it|false positive], {genre} {drop}
+            [saw you like|you seem into] {genre}s, {tag} studio [pays|credits] playtesters, alpha build {drop}"""),
         "qr sign-in": lines("""
             [this|the] community [switched|moved] to [badge|human] checks, [scan|point your app at] the [square|code] {drop}
             [scan|capture] the [square|code] with your [mobile app|phone camera] to [keep posting|pass the human check] {drop}
@@ -327,7 +328,7 @@ _SOFT: dict[str, list[str]] = {
 _BORROWED = {"scam": ("honest", "selling"), "spam": ("honest", "selling"), "harassment": ("banter",)}
 _SMALL_TALK = ("dm", "chat", "short", "frame")
 # Shares of a campaign's messages that are not its plain pitch.
-_SUBTLE = {"small talk": 0.025, "borrowed": 0.04, "opener": 0.025, "soft": 0.09}
+_SUBTLE = {"small talk": 0.045, "borrowed": 0.015, "opener": 0.025, "soft": 0.09}
 # A new pitch is pushed: half as much small talk and borrowing as in a familiar campaign.
 RETOOLED_BLUNTNESS = 2.0
 
@@ -374,7 +375,7 @@ def _hide(rng: Random, word: str, how: str) -> str:
     if how == "homoglyph":
         return _swap(rng, word, _HOMOGLYPHS, 0.6)
     if how == "leet":
-        return _swap(rng, word, _LEET, 0.85)
+        return _swap(rng, word, _LEET, 0.65)
     if how == "zero_width":
         return "".join(c + (rng.choice(_INVISIBLE) if rng.random() < 0.55 else "") for c in word)
     if how == "spacing":
@@ -537,10 +538,12 @@ class Attackers:
 
     def alive(self, hour: datetime, retooled: bool) -> dict[str, list[Campaign]]:
         """Campaigns alive during the hour that starts at `hour`, by policy."""
-        count = SLOTS_PER_POLICY["retooled" if retooled else "familiar"]
         index = (hour - self._start) // timedelta(hours=1)
         return {
-            policy: [self._at(policy, slot, index, retooled) for slot in range(count)]
+            policy: [
+                self._at(policy, slot, index, retooled)
+                for slot in range(RETOOLED_SLOTS[policy] if retooled else SLOTS)
+            ]
             for policy in self._policies
         }
 
@@ -586,7 +589,7 @@ class Attackers:
         mix = {}
         for policy in self._policies:
             rng = Random(f"{self._seed}:mix:{policy}")
-            mix[policy] = [self._candidate(rng, policy) for _ in range(SLOTS_PER_POLICY["retooled"])]
+            mix[policy] = [self._candidate(rng, policy) for _ in range(RETOOLED_SLOTS[policy])]
         return mix
 
     def _candidate(self, rng: Random, policy: str) -> Strategy:
@@ -595,7 +598,7 @@ class Attackers:
             obfuscation=rng.choice(OBFUSCATIONS),
             rate=rng.choice((0.2, 0.35, 0.5)),
             cloak=policy != "harassment" and rng.random() < 0.5,
-            padded=rng.random() < 0.4,
+            padded=rng.random() < 0.25,
         )
 
     def retool(self, probe: Probe) -> dict[str, list[float]]:
@@ -605,7 +608,7 @@ class Attackers:
         limit, review or block) as a client would see it. At most `PROBE_BUDGET` rows are sent in all. Returns the
         evasion rate each slot settled for, by policy. Raises `InvalidInput` if the probe answers another number.
         """
-        slots = [(policy, slot) for policy in self._policies for slot in range(SLOTS_PER_POLICY["retooled"])]
+        slots = [(policy, slot) for policy in self._policies for slot in range(RETOOLED_SLOTS[policy])]
         chosen: dict[str, list[Strategy]] = {policy: [] for policy in self._policies}
         settled: dict[str, list[float]] = {policy: [] for policy in self._policies}
         for policy, slot in slots:

@@ -1,9 +1,9 @@
 """Those who judge: users who report, moderators who answer, people who appeal, and honeypots.
 
-Belongs here: who labels what, when, and how wrongly. Judges see the simulator's truth and blur it; nothing else
-of the truth gets out. Every label follows from (seed, event, source) alone, so the order of calls changes
-nothing and asking twice gives the same label. Labels know their future: the driver lands each in the hour of its
-`received_at`.
+Belongs here: who labels what, when, and how wrongly. Judges see the simulator's truth and blur it; nothing
+else of the truth gets out. Every label follows from (seed, event, source) alone, so the order of calls changes
+nothing and asking twice gives the same label. Labels know their future: the driver lands each in the hour of
+its `received_at`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Labellers:
         return found
 
     def moderate(self, requests: Iterable[tuple[str, str]], truth: Truth, asked_at: datetime) -> list[Label]:
-        """Moderators' answers to review requests `(event_id, reason)` made at `asked_at`, 0.5 to 3 hours later.
+        """Moderators' answers to requests `(event_id, reason)` made at `asked_at`, 0.5 to 3 hours later.
 
         A request whose reason is "audit" is answered with source "audit", any other with "moderator". One in
         fifty answers is wrong, one in a hundred "unsure". Raises `KeyError` for an event unknown to `truth`.
@@ -73,7 +73,7 @@ class Labellers:
         return found
 
     def appeal(self, acted: Iterable[tuple[str, datetime]], truth: Truth) -> list[Label]:
-        """Appeals against limits and blocks `(event_id, acted_at)` of benign messages, 2 to 12 hours later."""
+        """Appeals against action `(event_id, acted_at)` on benign messages, 2 to 12 hours later."""
         found = []
         for event_id, acted_at in acted:
             rng = self._rng("appeal", event_id)

@@ -184,7 +184,7 @@ def _handle(rng: Random) -> str:
 SHARED = Grammar(
     {
         "name": NAMES,
-        "handle": _handle,
+        "handle": lambda rng: _handle(rng) if rng.random() < 0.7 else _leet_name(rng),
         "link": _link,
         "n1": lambda rng: str(rng.randint(2, 9)),
         "n2": lambda rng: str(rng.randint(10, 99)),
@@ -988,9 +988,9 @@ _NEAR = {
 
 
 class Style:
-    """How one person types: casing, emoji, slang, typos, punctuation; drawn once, kept for life."""
+    """How one person types: casing, emoji, slang, typos, fancy letters, punctuation; drawn once, kept for life."""
 
-    __slots__ = ("casing", "emoji", "slang", "stops", "typos")
+    __slots__ = ("casing", "emoji", "fancy", "slang", "stops", "typos")
 
     def __init__(self, rng: Random) -> None:
         self.casing = rng.choices(("lower", "sentence", "upper"), (0.62, 0.36, 0.02))[0]
@@ -998,6 +998,7 @@ class Style:
         self.slang = rng.choice((0.0, 0.0, 0.1, 0.3, 0.6))
         self.typos = rng.choice((0.0, 0.03, 0.06, 0.12, 0.25))
         self.stops = rng.choice((0.0, 0.1, 0.5))
+        self.fancy = 0.4 if rng.random() < 0.02 else 0.0
 
 
 def typed(rng: Random, text: str, style: Style) -> str:
@@ -1016,9 +1017,19 @@ def typed(rng: Random, text: str, style: Style) -> str:
         text = text.upper()
     if text[-1:].isalpha() and rng.random() < style.stops:
         text += rng.choice((".", ".", "!", "...", "!!"))
+    if style.fancy and rng.random() < style.fancy and "." not in text:
+        text = _fancy(rng, text)
     if rng.random() < style.emoji:
         text += " " + rng.choice(_EMOJI) * rng.choice((1, 1, 1, 2, 3))
     return text
+
+
+def _fancy(rng: Random, text: str) -> str:
+    """One word in letters from a font generator, as some people decorate what they say."""
+    tokens = text.split(" ")
+    at = rng.randrange(len(tokens))
+    tokens[at] = tokens[at].lower().translate(rng.choice((_BOLD, _SCRIPT, _WIDE)))
+    return " ".join(tokens)
 
 
 def _typo(rng: Random, text: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -34,10 +35,10 @@ STATE_VERSION = 1
 # What a line in a channel and in a direct message is about, in shares of one.
 _CHANNEL_MIX = {
     "short": 0.20, "chat": 0.14, "frame": 0.30, "own": 0.195, "foreign": 0.04, "banter": 0.032,
-    "stylised": 0.018, "honest": 0.026, "selling": 0.016, "warning": 0.016, "warning_plain": 0.017,
+    "stylised": 0.032, "honest": 0.026, "selling": 0.016, "warning": 0.016, "warning_plain": 0.017,
 }  # fmt: skip
 _DM_MIX = {
-    "dm": 0.58, "short": 0.16, "frame": 0.10, "foreign": 0.04, "banter": 0.03, "stylised": 0.01,
+    "dm": 0.58, "short": 0.16, "frame": 0.10, "foreign": 0.04, "banter": 0.03, "stylised": 0.016,
     "honest": 0.025, "selling": 0.025, "warning": 0.015, "warning_plain": 0.015,
 }  # fmt: skip
 _HOLIDAY_SHARE, _MEME_SHARE, _NEW_COMMUNITY_SHARE = 0.10, 0.06, 0.20
@@ -157,9 +158,9 @@ class Platform:
         """Take over what `state` returned. Raises `InvalidInput` if it is of another platform."""
         if state.get("version") != STATE_VERSION or state.get("identity") != self._identity():
             raise InvalidInput(
-                f"this state belongs to the platform {state.get('identity')}, version {state.get('version')}, "
-                f"not to {self._identity()}, version {STATE_VERSION}: build the platform with the same "
-                "arguments, or start anew"
+                f"this state is of the platform {state.get('identity')}, version {state.get('version')}, "
+                f"not to {self._identity()}, version {STATE_VERSION}: build the platform with the "
+                "same arguments, or start anew"
             )
         self.attackers.restore(state["attackers"])
 
@@ -477,7 +478,8 @@ _POLICY_SHARE = {"spam": 0.38, "scam": 0.36, "harassment": 0.26}
 
 def _deal(rng: Random, amount: int, campaigns: Sequence[Campaign]) -> list[int]:
     """Share `amount` messages among campaigns: by policy first, then by how busy each is this hour."""
-    weights = [_POLICY_SHARE[campaign.policy] * rng.uniform(0.6, 1.4) for campaign in campaigns]
+    rivals = Counter(campaign.policy for campaign in campaigns)
+    weights = [_POLICY_SHARE[c.policy] / rivals[c.policy] * rng.uniform(0.6, 1.4) for c in campaigns]
     scale = amount / sum(weights)
     edges = [round(edge * scale) for edge in accumulate(weights)]
     return [after - before for before, after in zip([0, *edges], edges, strict=False)]

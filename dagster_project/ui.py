@@ -50,7 +50,7 @@ def serve_ui(
     host: str = "127.0.0.1",
     workspace: Path = WORKSPACE,
     announce: Callable[[str], None] = print,
-) -> None:
+) -> int:
     """Serve Dagster's UI of a home, and run its sensors, until Ctrl-C or SIGTERM.
 
     Parameters:
@@ -58,6 +58,7 @@ def serve_ui(
             its sensors are left to it, and no daemon is started.
         announce: told the address, once it answers, and what else the person should know.
 
+    Returns: 0, the exit status of having been asked to stop.
     Raises: InvalidInput when the port is taken or the workspace file is missing; Refused when another
         process drives the home (not with `read_only`); ServiceUnavailable, with the end of its log, when the
         web server or the daemon dies or does not answer.
@@ -76,6 +77,7 @@ def serve_ui(
         if _watch(children, stop, until=lambda: _answers(address), seconds=START_SECONDS):
             announce(f"Dagster is at {address} (logs in {home / 'logs'}; Ctrl-C ends it)")
             _watch(children, stop)
+    return 0
 
 
 def _check(host: str, port: int, workspace: Path) -> None:

@@ -1,7 +1,8 @@
-"""The linear baseline: hashed character n-grams and words, logistic regression. No learning library, no pickle.
+"""The linear baseline: hashed character n-grams and words, logistic regression. No learning library, no
+pickle.
 
-It trains beside the deep model and is served in its place when it is as good; it is also one of the voices that
-`models.fusion` weighs. Hashing is plain array arithmetic over the whole batch: about 10 us a message.
+It trains beside the deep model and is served in its place when it is as good; it is also one of the voices
+that `models.fusion` weighs. Hashing is plain array arithmetic over the whole batch: about 10 us a message.
 """
 
 from __future__ import annotations
@@ -161,7 +162,9 @@ def fit(
         theta = flat.reshape(-1, n_policies)
         z = x @ theta[:-1].astype(np.float32) + theta[-1].astype(np.float32)
         error = w * (1 / (1 + np.exp(-np.clip(z, -30, 30))) - y)
-        value = float((w * (np.logaddexp(0, z) - y * z)).sum(dtype=np.float64)) + 0.5 * float((theta[:-1] ** 2).sum())
+        value = float((w * (np.logaddexp(0, z) - y * z)).sum(dtype=np.float64)) + 0.5 * float(
+            (theta[:-1] ** 2).sum()
+        )
         gradient = np.vstack([x_t @ error + theta[:-1], error.sum(0, keepdims=True)])
         return value, gradient.astype(np.float64).ravel()
 
@@ -169,7 +172,9 @@ def fit(
     if start is not None:
         first[:-1] = start.weights[seen] / idf[seen, None]
         first[-1] = start.bias
-    best = minimize(loss, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 6})
+    best = minimize(
+        loss, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": iterations, "maxcor": 6}
+    )
     theta = best.x.reshape(-1, n_policies)
     weights = np.zeros((2**BITS, n_policies), np.float32)
     weights[seen] = theta[:-1] * idf[seen, None]

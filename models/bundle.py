@@ -1,8 +1,9 @@
 """A model as a directory that proves itself: write, verify, publish, fetch.
 
-A bundle is a flat folder of files and `manifest.json`, which holds the digest of every file and of itself. Nothing
-is read from a bundle before all of it is verified, and what is then used are the very bytes that were verified.
-Belongs here: the folder and its way through the store. What the files mean is `models.detector`'s business.
+A bundle is a flat folder of files and `manifest.json`, which holds the digest of every file and of itself.
+Nothing is read from a bundle before all of it is verified, and what is then used are the very bytes that were
+verified. Belongs here: the folder and its way through the store. What the files mean is `models.detector`'s
+business.
 """
 
 from __future__ import annotations
@@ -70,13 +71,18 @@ class Manifest:
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
-        """The inverse of `to_bytes`; raises `BundleError` for anything that `to_bytes` would not have written."""
+        """The inverse of `to_bytes`; raises `BundleError` for anything that `to_bytes` would not have
+        written.
+        """
         try:
             body = json.loads(data)
             names = {f.name for f in fields(Manifest)}
-            manifest = Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in body.items() if k in names})
+            values: dict[str, Any] = {k: v for k, v in body.items() if k in names}
+            for name in ("policies", "feature_names"):
+                values[name] = tuple(values[name])
+            manifest = Manifest(**values)
             same = manifest.to_bytes() == data
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise BundleError(f"{MANIFEST} is not a bundle's manifest: {error}") from None
         if not same:
             raise BundleError(f"{MANIFEST} was changed after it was written: its own digest does not hold")
@@ -90,10 +96,20 @@ def _sha256(data: bytes) -> str:
 
 
 def identify(
-    files: Mapping[str, str], policies: tuple[str, ...], features_version: str, feature_names: tuple[str, ...], selected: str
+    files: Mapping[str, str],
+    policies: tuple[str, ...],
+    features_version: str,
+    feature_names: tuple[str, ...],
+    selected: str,
 ) -> str:
     """The `model_id` of files with these digests, answering for these policies from these features."""
-    parts = [{k: v for k, v in files.items() if k in IDENTITY}, policies, features_version, feature_names, selected]
+    parts = [
+        {k: v for k, v in files.items() if k in IDENTITY},
+        policies,
+        features_version,
+        feature_names,
+        selected,
+    ]
     return "m-" + _sha256(json.dumps(parts, sort_keys=True).encode())[:12]
 
 
@@ -130,14 +146,15 @@ def write_manifest(
     return manifest
 
 
-# -- verifying -----------------------------------------------------------------------------------------------------
+# -- verifying -----------------------------------------------------------------------------------------------
 
 
 def verify(folder: Path) -> Manifest:
     """Check every byte of a bundle.
 
     Raises:
-        BundleError: a file is missing, is extra, was changed, is a link, or lies outside the folder; or the id is
+        BundleError: a file is missing, is extra, was changed, is a link, or lies outside the folder; or the
+        id is
             not that of the content. The message names the file. Nothing of the bundle may be used then.
     """
     return read(folder)[0]
@@ -181,18 +198,27 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
 def check_names(manifest: Manifest) -> None:
     """Every name is a plain file name, what a bundle needs is listed, and the id is the content's."""
     for name in manifest.files:
-        if not isinstance(name, str) or PurePosixPath(name).name != name or "\\" in name or name in (".", ".."):
+        if (
+            not isinstance(name, str)
+            or PurePosixPath(name).name != name
+            or "\\" in name
+            or name in (".", "..")
+        ):
             raise BundleError(f"'{name}' would leave the folder")
     if missing := sorted(set(REQUIRED) - manifest.files.keys()):
         raise BundleError(f"'{missing[0]}' is not in the manifest")
     expected = identify(
-        manifest.files, manifest.policies, manifest.features_version, manifest.feature_names, manifest.selected
+        manifest.files,
+        manifest.policies,
+        manifest.features_version,
+        manifest.feature_names,
+        manifest.selected,
     )
     if manifest.model_id != expected:
         raise BundleError(f"it calls itself {manifest.model_id}, but its content is {expected}")
 
 
-# -- the store -----------------------------------------------------------------------------------------------------
+# -- the store -----------------------------------------------------------------------------------------------
 
 
 def prefix(model_id: str) -> str:
@@ -203,8 +229,8 @@ def prefix(model_id: str) -> str:
 def publish(store: ObjectStore, folder: Path) -> str:
     """Verify a bundle and put it into the store; returns its `model_id`.
 
-    The manifest goes last: a model without one is not there. A model that is there already stays as it is, since the
-    same id answers the same.
+    The manifest goes last: a model without one is not there. A model that is there already stays as it is,
+    since the same id answers the same.
     """
     manifest, contents = read(folder)
     at = prefix(manifest.model_id)
@@ -260,7 +286,9 @@ def _part(store: ObjectStore, model_id: str, name: str) -> bytes:
     try:
         return store.get(prefix(model_id) + name).data
     except NotFound:
-        raise BundleError(f"'{name}' of {model_id} is missing in the store: publish the bundle again") from None
+        raise BundleError(
+            f"'{name}' of {model_id} is missing in the store: publish the bundle again"
+        ) from None
 
 
 def _settle(scratch: Path, target: Path) -> None:

@@ -67,7 +67,8 @@ class Detector:
 
         Args:
             texts: raw messages, of any length, also empty.
-            features: [n, len(feature_names)] in that order, NaN where unknown. None scores by text alone; the same
+            features: [n, len(feature_names)] in that order, NaN where unknown. None scores by text alone; the
+            same
                 thresholds hold then.
 
         Raises:
@@ -102,7 +103,8 @@ class Detector:
         matrix = np.asarray(features, np.float32)
         if matrix.shape != (n, len(self.feature_names)):
             raise InvalidInput(
-                f"features have the shape {matrix.shape}, {self.model_id} wants ({n}, {len(self.feature_names)}): "
+                f"features have the shape {matrix.shape}, "
+                f"{self.model_id} wants ({n}, {len(self.feature_names)}): "
                 f"compute them with features version {self.manifest.features_version}"
             )
         return matrix
@@ -115,7 +117,9 @@ def _load_parts(manifest: Manifest, files: dict[str, bytes], fusion: Fusion) -> 
     if "linear" in wanted:
         parts["linear"] = Linear.from_bytes(files[bundle.LINEAR])
     if "encoder" in wanted:
-        parts["encoder"] = _Network(files[bundle.ONNX], files[bundle.TOKENIZER], json.loads(files[bundle.NETWORK]))
+        parts["encoder"] = _Network(
+            files[bundle.ONNX], files[bundle.TOKENIZER], json.loads(files[bundle.NETWORK])
+        )
     if "trees" in wanted:
         parts["trees"] = Trees.from_bytes(files[bundle.TREES], len(manifest.policies))
     return parts
@@ -135,7 +139,10 @@ class _Network:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         self._tokens = Tokens(
-            Tokenizer.from_str(tokenizer.decode()), shape["max_tokens"], shape["pad_id"], tuple(shape["view_ids"])
+            Tokenizer.from_str(tokenizer.decode()),
+            shape["max_tokens"],
+            shape["pad_id"],
+            tuple(shape["view_ids"]),
         )
         self._policies = self._session.get_outputs()[0].shape[1]
 

@@ -51,13 +51,14 @@ class EncoderConfig:
         return self.learning_rate or (5e-5 if self.source else 2e-3)
 
 
-# -- tokenizer -----------------------------------------------------------------------------------------------------
+# -- tokenizer -----------------------------------------------------------------------------------------------
 
 
 def make_tokens(config: EncoderConfig, canonical: Sequence[str]) -> Tokens:
     """The tokenizer: a small byte-level BPE learnt from `canonical`, or the pretrained encoder's own.
 
-    Bytes are the floor, so no text is unknown; a small vocabulary keeps words in pieces that survive misspelling.
+    Bytes are the floor, so no text is unknown; a small vocabulary keeps words in pieces that survive
+    misspelling.
     """
     if config.source is not None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(config.source, **_local(config.source))
@@ -82,14 +83,14 @@ def make_tokens(config: EncoderConfig, canonical: Sequence[str]) -> Tokens:
 
 def load_tokens(raw: tokenizers.Tokenizer, config: EncoderConfig) -> Tokens:
     """The compact encoder's `Tokens` around a tokenizer that `make_tokens` learnt."""
-    return Tokens(raw, config.max_tokens, 0, tuple(raw.token_to_id(t) for t in VIEW_TOKENS))
+    return Tokens(raw, config.max_tokens, 0, tuple(int(raw.token_to_id(t) or 0) for t in VIEW_TOKENS))
 
 
 def _local(source: str) -> dict[str, bool]:
     return {"local_files_only": True} if os.path.isdir(source) else {}
 
 
-# -- network -------------------------------------------------------------------------------------------------------
+# -- network -------------------------------------------------------------------------------------------------
 
 
 class TextEncoder(nn.Module):
@@ -135,7 +136,7 @@ def _backbone(config: EncoderConfig, vocabulary: int) -> Any:
     return transformers.AutoModel.from_config(shape, add_pooling_layer=False, attn_implementation="eager")
 
 
-# -- training ------------------------------------------------------------------------------------------------------
+# -- training ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,26 @@ class Examples:
 class Trainer:
     """A network, its optimizer and its place in a fixed schedule of epochs.
 
-    Each epoch draws its randomness from (seed, epoch) alone, so a run that resumes from an epoch's checkpoint ends
-    with the model that an uninterrupted run ends with.
+    Each epoch draws its randomness from (seed, epoch) alone, so a run that resumes from an epoch's checkpoint
+    ends with the model that an uninterrupted run ends with.
     """
 
     def __init__(
-        self, config: EncoderConfig, tokens: Tokens, examples: Examples, epochs: Sequence[npt.NDArray[np.int64]], seed: int
+        self,
+        config: EncoderConfig,
+        tokens: Tokens,
+        examples: Examples,
+        epochs: Sequence[npt.NDArray[np.int64]],
+        seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.config, self.tokens, self.examples, self.epochs, self.seed = config, tokens, examples, epochs, seed
+        self.config, self.tokens, self.examples, self.epochs, self.seed = (
+            config,
+            tokens,
+            examples,
+            epochs,
+            seed,
+        )
         self.model = TextEncoder(config, tokens.tokenizer.get_vocab_size(), examples.targets.shape[1])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.peak_rate, weight_decay=config.weight_decay, fused=True
@@ -166,7 +178,9 @@ class Trainer:
         self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in epochs)])
         # Abuse is rare: weigh it up, but by the root, or the few mislabelled messages rule the gradient.
         positive = (examples.targets * examples.weight[:, None]).sum(0) / max(examples.weight.sum(), 1e-9)
-        self.positive_weight = torch.tensor(np.clip(np.sqrt(1 / np.maximum(positive, 1e-4)), 1, 6), dtype=torch.float32)
+        self.positive_weight = torch.tensor(
+            np.clip(np.sqrt(1 / np.maximum(positive, 1e-4)), 1, 6), dtype=torch.float32
+        )
         self.benign = np.flatnonzero(examples.targets.max(1) < 0.2)
 
     def run_epoch(self, epoch: int) -> dict[str, float]:
@@ -188,13 +202,18 @@ class Trainer:
     def _rate(self, step: int) -> float:
         """Warm up over a twentieth of all steps, then fall along a cosine to a tenth."""
         done = step / max(1, int(self.steps_before[-1]))
-        return self.config.peak_rate * min(1.0, (done + 1e-3) / 0.05) * (0.55 + 0.45 * float(np.cos(np.pi * done)))
+        return (
+            self.config.peak_rate
+            * min(1.0, (done + 1e-3) / 0.05)
+            * (0.55 + 0.45 * float(np.cos(np.pi * done)))
+        )
 
     def _step(self, sequences: Sequence[Ids], rows: npt.NDArray[np.int64]) -> float:
         ids, mask = self.tokens.padded(sequences)
         target = torch.from_numpy(self.examples.targets[rows])
         weight = torch.from_numpy(self.examples.weight[rows]).unsqueeze(1)
-        # bfloat16 is a third faster on CPUs that have it, and as deterministic; elsewhere torch emulates it slowly.
+        # bfloat16 is a third faster on CPUs that have it, and as deterministic; elsewhere torch emulates it
+        # slowly.
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
             logits = self.model(torch.from_numpy(ids), torch.from_numpy(mask))
         loss = nn.functional.binary_cross_entropy_with_logits(
@@ -254,7 +273,8 @@ def disturbed(
 ) -> list[View]:
     """The views of `rows`, some with disturbed characters, a random view token, or a benign neighbour.
 
-    Benign and abusive messages are treated alike: a misspelling or a long message must not itself look like abuse.
+    Benign and abusive messages are treated alike: a misspelling or a long message must not itself look like
+    abuse.
     """
     draws = rng.random((len(rows), 3))
     pick = random.Random(int(rng.integers(2**63)))
@@ -292,10 +312,12 @@ def misspelt(words: str, pick: random.Random, share: float) -> str:
     return "".join(letters)
 
 
-# -- use and export ------------------------------------------------------------------------------------------------
+# -- use and export ------------------------------------------------------------------------------------------
 
 
-def logits(model: TextEncoder, tokens: Tokens, views: Sequence[View], batch: int = 256) -> npt.NDArray[np.float32]:
+def logits(
+    model: TextEncoder, tokens: Tokens, views: Sequence[View], batch: int = 256
+) -> npt.NDArray[np.float32]:
     """Log odds [n, policies], in the order of `views`."""
     sequences = tokens.ids(views)
     out = np.zeros((len(views), model.head.out_features), np.float32)
@@ -309,17 +331,20 @@ def logits(model: TextEncoder, tokens: Tokens, views: Sequence[View], batch: int
 
 
 def to_onnx(model: TextEncoder) -> bytes:
-    """The network as ONNX: `ids`, `mask` int64 [n, tokens] to `logits` float32 [n, policies], both sizes free."""
+    """The network as ONNX: `ids`, `mask` int64 [n, tokens] to `logits` float32 [n, policies], both sizes
+    free.
+    """
     import warnings
 
     ids, out = torch.ones((2, 7), dtype=torch.int64), io.BytesIO()
     with warnings.catch_warnings():
-        # The tracing exporter is marked as old; it takes 0.4 s, and the new one wants another package and 10 s.
+        # The tracing exporter is marked as old; it takes 0.4 s, and the new one wants another package and 10
+        # s.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model.eval(),
             (ids, torch.ones_like(ids)),
-            out,
+            out,  # type: ignore[arg-type]  # it takes a buffer too
             input_names=["ids", "mask"],
             output_names=["logits"],
             dynamic_axes={"ids": {0: "n", 1: "tokens"}, "mask": {0: "n", 1: "tokens"}},
@@ -331,7 +356,9 @@ def to_onnx(model: TextEncoder) -> bytes:
 
 def describe(config: EncoderConfig, model: TextEncoder, tokens: Tokens) -> dict[str, Any]:
     """What is needed to build the network again and to feed it; holds no path of this machine."""
-    backbone = {k: v for k, v in model.backbone.config.to_dict().items() if k not in ("_name_or_path", "dtype")}
+    backbone = {
+        k: v for k, v in model.backbone.config.to_dict().items() if k not in ("_name_or_path", "dtype")
+    }
     shown = asdict(config) | {"source": Path(config.source).name if config.source else None}
     return {
         "config": shown,

@@ -1,8 +1,8 @@
 """From the parts' log odds to calibrated probabilities, thresholds and the figures that judge them.
 
-A *voice* weighs the parts (encoder, linear, trees) per policy and calibrates the sum; there is one for messages with
-behaviour features and one for text alone. Everything is a handful of floats in `fusion.json`. Plain numpy and scipy:
-serving uses the same code that training measured.
+A *voice* weighs the parts (encoder, linear, trees) per policy and calibrates the sum; there is one for
+messages with behaviour features and one for text alone. Everything is a handful of floats in `fusion.json`.
+Plain numpy and scipy: serving uses the same code that training measured.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ LIMIT = 15.0
 """No part may shout louder than this: one saturated log odds must not drown the others."""
 
 BUDGET_SHARE = 0.6
-"""Share of the false-positive budget that thresholds spend on held-out messages. The rest is for what they cannot
+"""Share of the false-positive budget that thresholds spend on held-out messages. The rest is for what they
+cannot
 show: the held-out share is itself an estimate (some 15 messages), and live traffic has moved on from it."""
 
-LEAST_PROBABILITY = 0.5
-"""No action below it, however few false positives the held-out messages show there: acting on a message that is
-more likely benign than not is never worth it, and a new community soon fills that empty space."""
+LEAST_PROBABILITY = 0.3
+"""No action below it, however few false positives the held-out messages show there: it says that a missed
+abusive
+message costs a little over two false actions, and a new community soon fills an empty space below."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Voice:
 class Fusion:
     """The two voices and the thresholds on probability, in the order of the bundle's policies.
 
-    `text_only` is shifted so that the same thresholds let through the same share of benign messages: a caller that
-    lost its features need not know other thresholds.
+    `text_only` is shifted so that the same thresholds let through the same share of benign messages: a caller
+    that lost its features need not know other thresholds.
     """
 
     full: Voice
@@ -100,14 +102,14 @@ def log_odds(p: Floats) -> Floats:
     return np.asarray(np.log(p) - np.log1p(-p))
 
 
-# -- fitting -------------------------------------------------------------------------------------------------------
+# -- fitting -------------------------------------------------------------------------------------------------
 
 
 def fit_voice(parts: Sequence[str], logits: Logits, targets: Floats, weight: Floats) -> Voice:
     """Weigh the parts on messages that none of them was trained on; not yet calibrated.
 
-    Weights are kept non-negative and are drawn to the plain average, so that a policy with a dozen examples gets
-    the average and not a fluke.
+    Weights are kept non-negative and are drawn to the plain average, so that a policy with a dozen examples
+    gets the average and not a fluke.
     """
     stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in parts], axis=2)
     fitted = [
@@ -146,9 +148,11 @@ def _logistic(x: Floats, y: Floats, weight: Floats, prior: Floats, pull: float) 
 
 
 def cut(z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float) -> Floats:
-    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies together.
+    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies
+    together.
 
-    Every policy gets the same number of benign messages: each is watched with the same care, the rare ones too.
+    Every policy gets the same number of benign messages: each is watched with the same care, the rare ones
+    too.
     """
     tail = -np.sort(-z[benign], axis=0)
     w = weight[benign]
@@ -162,7 +166,12 @@ def cut(z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float) 
 
 
 def finish(
-    full: Voice, text_only: Voice, logits: Logits, abusive: npt.NDArray[np.bool_], weight: Floats, fpr_budget: float
+    full: Voice,
+    text_only: Voice,
+    logits: Logits,
+    abusive: npt.NDArray[np.bool_],
+    weight: Floats,
+    fpr_budget: float,
 ) -> Fusion:
     """Thresholds for both voices on held-out messages, the text-only voice shifted onto the same thresholds."""
     share = fpr_budget * BUDGET_SHARE
@@ -177,7 +186,7 @@ def finish(
     )
 
 
-# -- judging -------------------------------------------------------------------------------------------------------
+# -- judging -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -198,7 +207,7 @@ def report(z: Floats, cuts: Floats, part: Slice, policies: Sequence[str]) -> dic
 
     A message counts as caught whichever policy caught it: the platform acted on it.
     """
-    acted, abusive, w = (z >= cuts).any(1), part.abusive, part.weight
+    acted, abusive, w = np.asarray((z >= cuts).any(1)), part.abusive, part.weight
     by_policy = {
         name: {
             "recall": share(acted, part.targets[:, p] >= 0.5, w),

@@ -1,8 +1,9 @@
 """From messages to token ids, the same in training and in serving. No torch here.
 
-A message is read in its canonical form, and its first token says how much canonicalising changed (the *view* token),
-so that one short sequence carries both what was meant and that it was disguised. The raw characters are not read:
-homoglyphs and invisible characters would cost several byte tokens each and teach nothing that lasts.
+A message is read in its canonical form, and its first token says how much canonicalising changed (the *view*
+token), so that one short sequence carries both what was meant and that it was disguised. The raw characters
+are not read: homoglyphs and invisible characters would cost several byte tokens each and teach nothing that
+lasts.
 """
 
 from __future__ import annotations
@@ -60,9 +61,7 @@ class Tokens:
         if not self.view_ids:
             return [_framed(e.ids, self.max_tokens) or [self.pad_id] for e in encodings]
         room = self.max_tokens - 1
-        return [
-            [self.view_ids[v.level], *_ends(e.ids, room)] for v, e in zip(views, encodings, strict=True)
-        ]
+        return [[self.view_ids[v.level], *_ends(e.ids, room)] for v, e in zip(views, encodings, strict=True)]
 
     def padded(self, batch: Sequence[Ids]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Ids and mask [n, longest], int64."""

@@ -1,7 +1,9 @@
-"""The training process: `python -m models.train`, a Dagster Pipes child or, with `--spec FILE`, a plain command.
+"""The training process: `python -m models.train`, a Dagster Pipes child or, with `--spec FILE`, a plain
+command.
 
-Belongs here: what the parent hands over (`TrainingSpec`), reporting back, dying with the parent. The work itself is
-`models.training`, which is imported late: this module is light, so that assets can build a spec from it.
+Belongs here: what the parent hands over (`TrainingSpec`), reporting back, dying with the parent. The work
+itself is `models.training`, which is imported late: this module is light, so that assets can build a spec
+from it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class TrainingSpec:
     """All that decides a training run; plain values, so that it travels as JSON.
 
     Attributes:
-        dataset: Parquet with `event_id`, `ts`, `text`, a float column `p_<policy>` per policy, `weight`, `group`
+        dataset: Parquet with `event_id`, `ts`, `text`, a float column `p_<policy>` per policy, `weight`,
+        `group`
             (int64, near-duplicates share one) and a float32 column `f_<name>` per feature.
         out: directory for checkpoints, `bundle/` and `result.json`; a killed run resumes from what is there.
         policies: label columns, and the order of scores.
@@ -70,9 +73,12 @@ class TrainingSpec:
         """
         known = {f.name for f in fields(TrainingSpec)}
         if unknown := sorted(data.keys() - known):
-            raise InvalidInput(f"training spec has the unknown field '{unknown[0]}': known are {sorted(known)}")
+            raise InvalidInput(
+                f"training spec has the unknown field '{unknown[0]}': known are {sorted(known)}"
+            )
         try:
-            return TrainingSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return TrainingSpec(**values)
         except TypeError as error:
             raise InvalidInput(f"training spec is incomplete: {error}") from None
 
@@ -85,7 +91,9 @@ def train(spec: TrainingSpec, progress: Progress = lambda event: None) -> Path:
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies: an orphan would train on, unseen (Linux only)."""
+    """Ask the kernel to kill this process when its parent dies: an orphan would train on, unseen (Linux
+    only).
+    """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -93,7 +101,9 @@ def die_with_parent() -> None:
 
 def line(event: Mapping[str, Any]) -> str:
     """One progress event as a person reads it."""
-    figures = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if k != "stage"]
+    figures = [
+        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in event.items() if k != "stage"
+    ]
     return f"{event['stage']}: {', '.join(figures)}" if figures else str(event["stage"])
 
 
@@ -101,7 +111,9 @@ def main() -> None:
     """Entry point of the process."""
     die_with_parent()
     parser = argparse.ArgumentParser(prog="python -m models.train", description="Train one detector.")
-    parser.add_argument("--spec", type=Path, help="JSON of a TrainingSpec; without it, Dagster Pipes hands it over")
+    parser.add_argument(
+        "--spec", type=Path, help="JSON of a TrainingSpec; without it, Dagster Pipes hands it over"
+    )
     spec_file = parser.parse_args().spec
     if spec_file is not None:
         spec = TrainingSpec.from_dict(json.loads(spec_file.read_text()))

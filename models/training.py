@@ -1,18 +1,23 @@
 """One training run, from labelled messages to a verified bundle.
 
-The newest messages are the only honest test of what comes next, and also the only examples of what attackers do
-now. Both are had by training twice on one schedule:
+The newest messages are the only honest test of what comes next, and also the only examples of what attackers
+do now. Both are had by training twice on one schedule:
 
-1. *Rehearsal.* Everything learns from the older four fifths and is judged on the newest fifth, which comes later and
-   shares no near-duplicate with it. That decides how much each part is listened to, and whether the linear baseline
-   is as good.
-2. *Refresh.* The encoder goes on for its last epoch, the newest messages twice in it; trees and baseline are fitted
-   again. Calibration and thresholds come from a *held* share of near-duplicate groups that neither pass has seen.
+1. *Rehearsal.* Everything learns from the older four fifths and is judged on the newest fifth, which comes
+later and
+   shares no near-duplicate with it. That decides how much each part is listened to, and whether the linear
+   baseline is as good.
+2. *Refresh.* The encoder goes on for its last epoch, the newest messages twice in it; trees and baseline are
+fitted
+   again. Calibration and thresholds come from a *held* share of near-duplicate groups that neither pass has
+   seen.
 
-Deterministic for the same dataset, spec and machine; resumes after each epoch. Only the training process runs this.
+Deterministic for the same dataset, spec and machine; resumes after each epoch. Only the training process runs
+this.
 
-One thread trains the encoder and another fits the rest meanwhile. Two threads inside one small matrix product wait for
-each other more than they work, and on a busy machine they stop each other: 110 messages a second instead of 2,800.
+One thread trains the encoder and another fits the rest meanwhile. Two threads inside one small matrix product
+wait for each other more than they work, and on a busy machine they stop each other: 110 messages a second
+instead of 2,800.
 """
 
 from __future__ import annotations
@@ -33,135 +38,25 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import safetensors.torch
 import torch
 
 from models import baseline, bundle, card, encoder, fusion, trees
 from models.baseline import Linear
+from models.dataset import Dataset, Rows, Split, load, split
 from models.detector import Detector
 from models.encoder import EncoderConfig, Examples, Trainer
 from models.fusion import Fusion, Slice, Voice
-from models.tokens import Tokens, View, view
+from models.tokens import Tokens, View
 from models.train import Progress, TrainingSpec
 from models.trees import Trees
 from redqueen.errors import InvalidInput
-
-Rows = npt.NDArray[np.int64]
-
-NEWEST = 0.2
-"""Share of the messages, the newest, that the rehearsal is judged on."""
-
-HELD_BENIGN, HELD_ABUSE = 0.15, 0.10
-"""Shares of near-duplicate groups held for calibration. Thresholds need many benign messages; abuse is dear."""
 
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on clean and on misspelt messages alike."""
 
 
-# -- data ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A training set in memory, sorted by time; rows line up across the fields."""
-
-    event_ids: list[str]
-    views: list[View]
-    targets: npt.NDArray[np.float32]
-    weight: npt.NDArray[np.float32]
-    group: Rows
-    synthetic: npt.NDArray[np.bool_]
-    features: npt.NDArray[np.float32] | None
-
-    @property
-    def canonical(self) -> list[str]:
-        """The canonical texts."""
-        return [v.canonical for v in self.views]
-
-    @property
-    def abusive(self) -> npt.NDArray[np.bool_]:
-        """Messages that are more likely abuse than not."""
-        return np.asarray(self.targets.max(1) >= 0.5)
-
-
-def load(spec: TrainingSpec) -> Dataset:
-    """Read the dataset of a spec.
-
-    Raises:
-        InvalidInput: a column is missing, or there are too few rows to learn from.
-    """
-    needed = [
-        *("event_id", "ts", "text", "weight", "group"),
-        *(f"p_{p}" for p in spec.policies),
-        *(f"f_{f}" for f in spec.feature_names),
-    ]
-    table = pl.read_parquet(spec.dataset)
-    if missing := [c for c in needed if c not in table.columns]:
-        raise InvalidInput(f"{spec.dataset} has no column '{missing[0]}': build the training set for these policies")
-    table = table.select(needed).drop_nulls(["text", "ts"]).sort("ts", "event_id", "text")
-    if table.height < 50:
-        raise InvalidInput(f"{spec.dataset} has {table.height} messages: at least 50 are needed to train")
-    matrix = table.select([f"f_{f}" for f in spec.feature_names]).cast(pl.Float32) if spec.feature_names else None
-    return Dataset(
-        event_ids=table["event_id"].to_list(),
-        views=[view(t) for t in table["text"].to_list()],
-        targets=table.select([f"p_{p}" for p in spec.policies]).fill_null(0).cast(pl.Float32).to_numpy(order="c"),
-        weight=table["weight"].fill_null(1).cast(pl.Float32).to_numpy(),
-        group=_families(table),
-        synthetic=table["event_id"].str.starts_with("hard:").to_numpy(),
-        features=None if matrix is None else np.ascontiguousarray(matrix.to_numpy()),
-    )
-
-
-def _families(table: pl.DataFrame) -> Rows:
-    """Near-duplicate groups, a hard example counted to the message that it was made from."""
-    own = table.select(pl.col("event_id"), pl.col("group").cast(pl.Int64))
-    origin = own.unique("event_id", keep="first").rename({"group": "origin"})
-    joined = own.with_columns(pl.col("event_id").str.strip_prefix("hard:")).join(
-        origin, on="event_id", how="left", maintain_order="left"
-    )
-    return joined.select(pl.coalesce("origin", "group")).to_series().to_numpy()
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which rows do what; all sorted by time. `judged` is the later, unrelated part of `newest`."""
-
-    older: Rows
-    newest: Rows
-    judged: Rows
-    held: Rows
-    held_weight: npt.NDArray[np.float64]
-
-    @property
-    def everything(self) -> Rows:
-        """All rows that the refresh learns from."""
-        return np.concatenate([self.older, self.newest])
-
-
-def split(data: Dataset, seed: int) -> Split:
-    """Hold whole near-duplicate groups, then cut the rest by time."""
-    draw = _uniform(data.group, seed)
-    groups, inverse = np.unique(data.group, return_inverse=True)
-    has_abuse = np.bincount(inverse, data.abusive, len(groups))[inverse] > 0
-    rate = np.where(has_abuse, HELD_ABUSE, HELD_BENIGN)
-    held_group = draw < rate
-    held = np.flatnonzero(held_group & ~data.synthetic)
-    rest = np.flatnonzero(~held_group)
-    at = int(len(rest) * (1 - NEWEST))
-    older, newest = rest[:at], rest[at:]
-    apart = ~np.isin(data.group[newest], data.group[older]) & ~data.synthetic[newest]
-    # Each kind of group stands for those of its kind that were not held.
-    return Split(older, newest, newest[apart], held, data.weight[held] / rate[held])
-
-
-def _uniform(keys: Rows, seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) per key, the same wherever the key appears (splitmix64)."""
-    z = keys.astype(np.uint64) + np.uint64((seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray((z ^ (z >> np.uint64(31))) / 2.0**64)
+# -- the encoder, with checkpoints ---------------------------------------------------------------------------
 
 
 def schedule(parts: Split, epochs: int) -> list[Rows]:
@@ -170,11 +65,10 @@ def schedule(parts: Split, epochs: int) -> list[Rows]:
     return [*rehearsal, np.concatenate([parts.older, parts.newest, parts.newest])]
 
 
-# -- the encoder, with checkpoints -----------------------------------------------------------------------------------
-
-
 class Encoding:
-    """The encoder's way through its schedule, resumable; knows its log odds after rehearsal and after the refresh."""
+    """The encoder's way through its schedule, resumable; knows its log odds after rehearsal and after the
+    refresh.
+    """
 
     def __init__(self, spec: TrainingSpec, data: Dataset, parts: Split, progress: Progress) -> None:
         config = EncoderConfig(
@@ -188,7 +82,9 @@ class Encoding:
         self.config, self.progress = config, progress
         self.tokens: Tokens = encoder.make_tokens(config, [data.views[i].canonical for i in parts.everything])
         epochs = schedule(parts, spec.epochs)
-        self.trainer = Trainer(config, self.tokens, Examples(data.views, data.targets, data.weight), epochs, spec.seed)
+        self.trainer = Trainer(
+            config, self.tokens, Examples(data.views, data.targets, data.weight), epochs, spec.seed
+        )
         self.curve: list[dict[str, Any]] = []
         self._done, self._rehearsed = 0, torch.zeros(0)
         self._file = Path(spec.out) / "checkpoint.safetensors"
@@ -258,13 +154,14 @@ def code_version() -> str:
     return f"{version}+{hashlib.sha256(sources).hexdigest()[:8]}"
 
 
-# -- the run -------------------------------------------------------------------------------------------------------
+# -- the run -------------------------------------------------------------------------------------------------
 
 
 def run(spec: TrainingSpec, progress: Progress) -> Path:
     """Train all parts, weigh, calibrate, export; returns the verified bundle's directory, `<out>/bundle`.
 
-    Beside it `result.json` holds model_id, the held messages' ids (what an evaluation may use), metrics, learning curve and the seconds that each stage took.
+    Beside it `result.json` holds model_id, the held messages' ids (what an evaluation may use), metrics,
+    learning curve and the seconds that each stage took.
 
     Raises:
         InvalidInput: the dataset does not fit the spec.
@@ -394,7 +291,10 @@ def _misspelt(data: Dataset, judged: Rows, seed: int) -> Misspelt:
     of = np.flatnonzero(data.abusive[judged])
     pick = random.Random(seed)
     return Misspelt(
-        [View(encoder.misspelt(data.views[judged[i]].canonical, pick, 0.08), data.views[judged[i]].level) for i in of],
+        [
+            View(encoder.misspelt(data.views[judged[i]].canonical, pick, 0.08), data.views[judged[i]].level)
+            for i in of
+        ],
         of,
     )
 
@@ -440,7 +340,7 @@ def _rehearsal_metrics(
     for name, voice in voices.items():
         z = voice.logits({p: v[late] for p, v in clean.items()})
         cuts = fusion.cut(z, ~part.abusive, part.weight, spec.fpr_budget)
-        caught = (voice.logits({p: v[rough_late] for p, v in rough.items()}) >= cuts).any(1)
+        caught = np.asarray((voice.logits({p: v[rough_late] for p, v in rough.items()}) >= cuts).any(1))
         out[name] = fusion.report(z, cuts, part, spec.policies) | {
             "recall_misspelt": round(float(caught.mean()), 5) if len(caught) else None
         }
@@ -511,7 +411,7 @@ def _held_report(
     return fusion.report(z, cuts, part, spec.policies)
 
 
-# -- the bundle ----------------------------------------------------------------------------------------------------
+# -- the bundle ----------------------------------------------------------------------------------------------
 
 
 def _write(
@@ -557,7 +457,9 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
 
-def _metrics(spec: TrainingSpec, data: Dataset, parts: Split, rehearsal: Rehearsal, final: Final) -> dict[str, Any]:
+def _metrics(
+    spec: TrainingSpec, data: Dataset, parts: Split, rehearsal: Rehearsal, final: Final
+) -> dict[str, Any]:
     return {
         "selected": rehearsal.selected,
         "behaviour": data.features is not None,
@@ -578,20 +480,27 @@ def _metrics(spec: TrainingSpec, data: Dataset, parts: Split, rehearsal: Rehears
 
 
 def _agree(detector: Detector, data: Dataset, parts: Split, final: Final) -> None:
-    """The exported model must answer as the trained one did: a bundle that does not is not written off as noise."""
+    """The exported model must answer as the trained one did: a bundle that does not is not written off as
+    noise.
+    """
     some = parts.held[:64]
     expected = final.fusion.probabilities({p: z[:64] for p, z in final.held_logits.items()})
     texts = [data.views[i] for i in some]
     got = detector.score_views(texts, None if data.features is None else data.features[some])
     if len(some) and float(np.abs(got - expected).max()) > 1e-3:
         raise InvalidInput(
-            f"the exported network differs from the trained one by {np.abs(got - expected).max():.4f} in probability: "
-            "this encoder does not survive the export to ONNX, choose another"
+            f"the exported network differs from the trained one by {np.abs(got - expected).max():.4f} "
+            "in probability: this encoder does not survive the export to ONNX, choose another"
         )
 
 
 def _write_result(
-    spec: TrainingSpec, folder: Path, detector: Detector, encoding: Encoding, watch: _Stopwatch, held: list[str]
+    spec: TrainingSpec,
+    folder: Path,
+    detector: Detector,
+    encoding: Encoding,
+    watch: _Stopwatch,
+    held: list[str],
 ) -> None:
     result = {
         "model_id": detector.model_id,

@@ -354,14 +354,28 @@ def featurise(
     )
 
 
-def with_text(rows: NDArray[np.float32], texts: Sequence[str]) -> NDArray[np.float32]:
+def with_text(
+    rows: NDArray[np.float32], texts: Sequence[str], names: Sequence[str] = NAMES
+) -> NDArray[np.float32]:
     """Copies of feature rows [n, F] as they would be had the messages read `texts`: text features differ.
 
-    An attack that rewrites a message asks with this, so that its obfuscation is seen and its behaviour kept.
+    `names` are the columns of `rows` (the declared features in their order by default). An attack that
+    rewrites a message asks with this, so that its obfuscation is seen and its behaviour kept. Raises
+    InvalidInput where names and columns disagree.
     """
     changed = np.array(rows, dtype=np.float32)
-    for i, raw in enumerate(texts):
-        changed[i, :TEXT_FEATURES] = _said(raw).values
+    if changed.ndim != 2 or changed.shape != (len(texts), len(names)):
+        raise InvalidInput(
+            f"feature rows {changed.shape} do not fit {len(texts)} texts and {len(names)} columns; "
+            "pass the names of the columns that the rows have"
+        )
+    places = [
+        (column, NAMES.index(name)) for column, name in enumerate(names) if name in NAMES[:TEXT_FEATURES]
+    ]
+    if places:
+        columns, values = zip(*places, strict=True)
+        said = np.array([_said(raw).values for raw in texts], dtype=np.float32).reshape(-1, TEXT_FEATURES)
+        changed[:, columns] = said[:, values]
     return changed
 
 

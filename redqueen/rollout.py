@@ -126,8 +126,12 @@ class Limits:
     at 250. bake: least hours in a stage. exposed: least distinct challenger actors, over the ramp so far.
     alpha: chance of ever rolling back a harmless challenger for harm, split evenly over the guardrails.
     margin + relative_margin * champion's risk: how much worse than the champion still counts as no worse, as
-    a share of judged actors. suspicion: an E-value of harm from which nothing goes to 100%, though it does not
-    suffice for a rollback. min_harmed: challenger units below which no harm is called.
+    a share of judged actors. suspicion: an E-value of harm from which nothing goes to 100%, though it does
+    not suffice for a rollback. min_harmed: challenger units below which no harm is called.
+
+    Simulated on the platform (risks near 1%, labels 2 h late, 24 h): a challenger that does four times the
+    harm never got through, three times 3 of 24, twice 17 of 24: finding so little takes more actors than a
+    day has.
     """
 
     guardrails: tuple[str, ...] = GUARDRAILS

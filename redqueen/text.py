@@ -15,8 +15,8 @@ Rules of the canonical form, in the order in which they run until nothing change
 3. links are refanged (``hxxp``, ``[.]``, ``(dot)``) and unwrapped (markdown, redirects, percent-encoded
    letters), and are then left alone by what follows;
 4. letters with one separator between each are joined (``f r e e``, ``f.r.e.e``: four letters or more, so that
-   ``u.s.a.`` stays); leet inside words with letters is read; three of a kind or more become two (not in a word as short as ``aaa``); white space
-   becomes one blank.
+   ``u.s.a.`` stays); leet inside words with letters is read; three of a kind or more become two (but not
+   in a word as short as ``aaa``); white space becomes one blank.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def _confusables() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _with_capitals(table: dict[str, str]) -> dict[str, str]:
-    """The table and what casefolds into it, so that no second pass reads a character differently from the first."""
+    """The table and what casefolds into it, so that a second pass reads no character differently."""
     found = dict(table)
     for code in range(0x80, 0x1E944):
         small = chr(code).casefold()

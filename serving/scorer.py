@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from redqueen import state as loop
 from redqueen.actions import ALLOW, ActionRules, choose
-from redqueen.clock import Clock
+from redqueen.clock import Clock, hour_of
 from redqueen.errors import BundleError, NotFound, RedQueenError
 from redqueen.rollout import SHADOW, RolloutState, assign
 from redqueen.settings import Settings
@@ -115,6 +115,7 @@ class Scorer:
         self._counts: Counter[str] = Counter()
         self._retry_at, self._retry_after = 0.0, RETRY_SECONDS[0]
         self._last_now: datetime | None = None
+        self._warmed: datetime | None = None
         self.ready = False
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -122,11 +123,15 @@ class Scorer:
     def start(self) -> None:
         """Fill the behaviour windows from what was ingested, and load what is live. Never raises."""
         with self._turn:
-            try:
-                self._online.warm_start(self._store, self._now())
-            except Exception as error:
-                self._note("warm start", f"recent events could not be replayed ({_kind(error)})")
+            self._warm_start(self._now())
         self.refresh()
+
+    def _warm_start(self, now: datetime) -> None:
+        try:
+            self._online.warm_start(self._store, now)
+            self._clear("warm start")
+        except Exception as error:
+            self._note("warm start", f"recent events could not be replayed ({_kind(error)})")
 
     def close(self) -> None:
         """Write what the log still holds."""
@@ -270,6 +275,10 @@ class Scorer:
         new = [case for case in cases if case.known.features is None]
         if not new:
             return
+        if not len(self._online) and self._warmed != hour_of(now):
+            # Started before anything was ingested: what came in since is the past that training will see.
+            self._warmed = hour_of(now)
+            self._warm_start(now)
         try:
             observed = self._online.observe([case.event for case in new], now)
         except Exception as error:

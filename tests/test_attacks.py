@@ -33,7 +33,8 @@ from redqueen.text import canonicalise, domains
 
 BENIGN_FRAMES = [
     "are you coming to the {} tonight", "did anyone see the {} yesterday", "I am so tired after the {}",
-    "my sister asked about the {} again", "the {} was great, thanks for the tip", "can we talk about the {} later",
+    "my sister asked about the {} again", "the {} was great, thanks for the tip",
+    "can we talk about the {} later",
     "who has the notes from the {}", "please do not click links about the {} it is a scam",
 ]  # fmt: skip
 BENIGN_THINGS = [
@@ -50,8 +51,10 @@ BENIGN_THINGS = [
     "trip",
 ]
 ABUSE_FRAMES = [
-    "claim your free {} now at {}", "you have won a {}! confirm your account: {}", "hurry up, {} for the first 50, {}",
-    "airdrop of {} ends today visit {}", "verify your wallet to receive {} {}", "cheap {} no limits dm me or {}",
+    "claim your free {} now at {}", "you have won a {}! confirm your account: {}",
+    "hurry up, {} for the first 50, {}",
+    "airdrop of {} ends today visit {}", "verify your wallet to receive {} {}",
+    "cheap {} no limits dm me or {}",
 ]  # fmt: skip
 ABUSE_THINGS = [
     "nitro",
@@ -73,8 +76,7 @@ LINKS = [
 def messages(seed: int, count: int) -> tuple[list[str], list[str]]:
     """Benign and abusive messages, so many of each."""
     rng = random.Random(seed)
-    benign = [f"{rng.choice(['', 'hey ', 'lol ', 'ok '])}{rng.choice(BENIGN_FRAMES).format(rng.choice(BENIGN_THINGS))}"
-              for _ in range(count)]  # fmt: skip
+    benign = [rng.choice(BENIGN_FRAMES).format(rng.choice(BENIGN_THINGS)) for _ in range(count)]
     abuse = [
         rng.choice(ABUSE_FRAMES).format(rng.choice(ABUSE_THINGS), rng.choice(LINKS)) for _ in range(count)
     ]
@@ -258,13 +260,13 @@ def test_reports_survive_json_and_summaries_hold_no_text(report: AttackReport, a
         AttackReport.from_dict({"seed": 1})
 
 
-def made(kept: Sequence[float], messages: int = 120, shift: int = 0) -> AttackReport:
+def made(kept: Sequence[float], messages: int = 120) -> AttackReport:
     """A report in which each family leaves the given share caught."""
     ids = tuple(map(str, range(messages)))
+    after = [tuple(i < share * messages for i in range(messages)) for share in kept]
     results = tuple(
-        FamilyResult(f"f{k}", "AML.T0043", tuple((i + shift) % messages < share * messages for i in range(messages)), messages, 10, False)
-        for k, share in enumerate(kept)
-    )  # fmt: skip
+        FamilyResult(f"f{k}", "AML.T0043", caught, messages, 10, False) for k, caught in enumerate(after)
+    )
     return AttackReport(1, ids, (True,) * messages, results, (), 100, 1_000)
 
 

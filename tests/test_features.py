@@ -24,14 +24,16 @@ from redqueen.features import (
 )
 
 T0 = datetime(2026, 1, 3, tzinfo=UTC)
-TEXTS = ["hi", "see you at the usual place tomorrow", "claim free nitro at evil.com/1 now", "FREE n1tro evil.com/22 now",
+TEXTS = ["hi", "see you at the usual place tomorrow", "claim free nitro at evil.com/1 now",
+         "FREE n1tro evil.com/22 now",
          "", "привет как дела друзья"]  # fmt: skip
 
 
 def event(number: int, at: float, **columns: Any) -> dict[str, Any]:
     """An event `at` minutes after T0."""
     return {
-        "event_id": f"e{number:04}", "ts": T0 + timedelta(minutes=at), "actor_id": "ann", "community_id": "c1",
+        "event_id": f"e{number:04}", "ts": T0 + timedelta(minutes=at), "actor_id": "ann",
+        "community_id": "c1",
         "community_size": 100, "channel_id": "h1", "recipient_id": None, "kind": "message", "text": "hello",
         "account_created_at": T0 - timedelta(days=30), "ip_hash": None, "device_hash": None, **columns,
     }  # fmt: skip
@@ -216,6 +218,11 @@ def test_rewriting_a_text_changes_text_features_alone() -> None:
     np.testing.assert_array_equal(changed[1], rows[1])
     assert value(changed[0], "text_obfuscation") > 0 == value(rows[0], "text_obfuscation")
     assert value(changed[0], "text_domains") == 1
+    names = ["actor_gap_log", "text_domains", "is_dm"]
+    some = with_text(np.zeros((1, 3), dtype=np.float32), ["evil.com"], names)
+    np.testing.assert_array_equal(some, [[0, 1, 0]])
+    with pytest.raises(InvalidInput, match="do not fit"):
+        with_text(np.zeros((1, 3), dtype=np.float32), ["evil.com"])
 
 
 def test_a_table_with_extra_missing_or_repeated_columns_is_refused() -> None:

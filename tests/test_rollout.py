@@ -326,6 +326,8 @@ def test_before_all_traffic_information_and_no_worse_are_required() -> None:
     assert ask(at("25%"), worse).reason == "not_shown_no_worse"
     blind = evidence(replace(judged(400), abusive=Arms(0, 0)))
     assert ask(at("25%"), blind).reason == "too_little_data"
+    leaning = replace(judged(400), harm={MISSED: Tally(Arms(1200, 400), Arms(6, 9))})
+    assert ask(at("25%"), evidence(leaning)).reason == "harm_suspected"
     step = ask(at("25%"), evidence(judged(400)))
     assert (step.action, step.reason) == ("promote", "shown_no_worse")
     after = apply(at("25%"), step, T0)
@@ -424,9 +426,9 @@ def test_a_stream_without_actors_passes_with_the_same_limits(events: int) -> Non
     assert np.median([hours for _, hours in ends]) <= 14
 
 
-def test_a_challenger_that_does_three_times_the_harm_never_goes_live() -> None:
+def test_a_challenger_that_does_four_times_the_harm_never_goes_live() -> None:
     for seed in range(5):
-        state, _ = run(seed, actors=1300, pool=6000, labelled=0.15, lag=2, lift=3.0)
+        state, _ = run(seed, actors=1300, pool=6000, labelled=0.15, lag=2, lift=4.0)
         assert state.champion == "m1"
 
 

@@ -601,18 +601,27 @@ def test_real_bundles_are_fetched_verified_and_swapped_and_a_tampered_one_is_ref
 # -- behaviour online ----------------------------------------------------------------------------------------
 
 
-def test_a_restarted_service_sees_the_same_behaviour_as_one_that_never_stopped(platform: Platform) -> None:
+def ingest(store: ObjectStore, events: list[dict[str, Any]]) -> None:
+    frame = pl.DataFrame([e | {"received_at": e["ts"]} for e in events])
+    for (hour,), rows in frame.group_by(pl.col("ts").dt.truncate("1h")):
+        write_part(store, "ingested/events", hour, rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("started", ["before", "after"])
+def test_a_fresh_service_sees_the_same_behaviour_as_one_that_never_stopped(
+    platform: Platform, started: str
+) -> None:
     past = [event(n, actor_id="busy", ts=NOON - timedelta(minutes=50 - n)) for n in range(40)]
     platform.client.score(past)
     platform.client.score([event(99, actor_id="busy")])
     lived = platform.logged().filter(pl.col("event_id") == "e99")["features"].to_list()
     platform.close()
-    frame = pl.DataFrame([e | {"received_at": e["ts"]} for e in past])
-    for key, rows in frame.group_by(pl.col("ts").dt.truncate("1h")):
-        write_part(platform.store, "ingested/events", key[0], rows)  # type: ignore[arg-type]
+    if started == "before":
+        assert platform.client.state()["events_in_windows"] == 0
+    ingest(platform.store, past)
     platform.client.score([event(99, actor_id="busy")])
     both = platform.logged().filter(pl.col("event_id") == "e99")["features"].to_list()
-    assert both[0] == both[1] == lived[0]
+    assert both == lived * 2
     assert platform.client.state()["events_in_windows"] == 41
 
 

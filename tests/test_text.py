@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 
 from redqueen.text import canonicalise, domains, hamming, obfuscation, read, simhash
 
-_TRICKY = "aаeеfFlI013@$!|.-_* \n\u200b\u200d\u202e\u0301\u0336\ufe0f\u20e3（.)[]dot%2fhxtps:/cом\U0001d41f\U000e0041ß"
+_TRICKY = "aаeеfFlI013@$!|.-_* \n（.)[]dot%2fhxtps:/cомß"
+_TRICKY += "\u200b\u200d\u202e\u0301\u0336\ufe0f\u20e3\U0001d41f\U000e0041"
 _tricky = st.text(st.sampled_from(_TRICKY), max_size=40)
 _pieces = st.lists(
     st.sampled_from(
-        ["hxxps://", "http://", "evil", ".com", "[.]", " dot ", "%2565", "f r e e", "f.r.e.e", "n1tr0", "pa$$", "раy"]
-        + ["\u200b", " ", "  ", "\n", "0ffer", "fr33", "://", "?u=https%3A%2F%2F", "[x](", ")", "<", ">", "*", "aaa"]
+        ["hxxps://", "http://", "evil", ".com", "[.]", " dot ", "%2565", "f r e e", "f.r.e.e", "n1tr0",
+         "pa$$", "раy", "\u200b", " ", "  ", "\n", "0ffer", "fr33", "://", "?u=https%3A%2F%2F", "[x](", ")",
+         "<", ">", "*", "aaa"]
     ),
     max_size=12,
 ).map("".join)  # fmt: skip
 
 CLEAN = {
-    "English": "Hey, are you coming to the match at 7pm? It's on channel 4, row b2b... (mp3 of it, U.S.A. only!)",
+    "English": "Hey, are you coming to the match at 7pm? Channel 4, row b2b... (mp3 of it, U.S.A. only!)",
     "caps": "WOW THAT WAS GREAT!!!",
     "emoji": "I ❤️ this 👨‍👩‍👧 so much 😂😂😂 1️⃣ 🇫🇷 👍🏽 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
     "French": "Où est la bibliothèque ? C'est déjà l'été, garçon — voilà « ça »",

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from redqueen.attacks.families import FAMILIES, Family, MessageFamily, WordFamily
 from redqueen.attacks.report import AttackReport, FamilyResult, HardExample
 from redqueen.errors import InvalidInput
-from redqueen.features import with_text
+from redqueen.features import NAMES, with_text
 
 __all__ = ["Detector", "attack"]
 
@@ -72,6 +72,7 @@ def attack(
     *,
     ids: Sequence[str] | None = None,
     features: NDArray[np.float32] | None = None,
+    feature_names: Sequence[str] | None = None,
     policy: Sequence[int] | None = None,
     thresholds: NDArray[np.floating] | None = None,
     families: Sequence[Family] = FAMILIES,
@@ -82,14 +83,17 @@ def attack(
 
     A message is caught where any policy's score reaches its threshold, or, with `policy` (a column index a
     message), where that one does. Only messages that are caught as they are get attacked; the others count as
-    missed before and after. `ids` (event ids; positions by default) tie reports of two detectors together.
+    missed before and after. `features` [n, F] are the rows as served; their columns are `feature_names`, by
+    default the detector's own `feature_names`, else all declared features. `ids` (event ids; positions by
+    default) tie reports of two detectors together.
     At most `budget_queries` messages are scored altogether; a family that could not finish says `exhausted`.
 
     Raises InvalidInput for no messages, sizes that disagree, or scores that are not finite.
     """
     names = tuple(ids) if ids is not None else tuple(map(str, range(len(texts))))
     _check(texts, names, features, policy, budget_queries)
-    oracle = _Oracle(detector, features, policy, thresholds, budget_queries)
+    names_of = feature_names or getattr(detector, "feature_names", None) or NAMES
+    oracle = _Oracle(detector, features, names_of, policy, thresholds, budget_queries)
     base = oracle.margins([(i, text) for i, text in enumerate(texts)], len(texts))
     margins = np.array([np.nan if m is None else m for m in base])
     caught = margins >= 0
@@ -143,11 +147,12 @@ class _Oracle:
         self,
         detector: Detector,
         features: NDArray[np.float32] | None,
+        feature_names: Sequence[str],
         policy: Sequence[int] | None,
         thresholds: NDArray[np.floating] | None,
         budget: int,
     ) -> None:
-        self._detector, self._features = detector, features
+        self._detector, self._features, self._names = detector, features, feature_names
         self._policy = None if policy is None else np.asarray(policy, dtype=np.intp)
         self._cut = _logit(np.asarray(detector.thresholds if thresholds is None else thresholds, dtype=float))
         self._known: dict[tuple[int, str], float] = {}
@@ -166,7 +171,7 @@ class _Oracle:
         return [self._known.get(key) for key in asked]
 
     def _score(self, rows: NDArray[np.intp], texts: list[str]) -> list[float]:
-        features = None if self._features is None else with_text(self._features[rows], texts)
+        features = None if self._features is None else with_text(self._features[rows], texts, self._names)
         scores = np.asarray(self._detector.score(texts, features), dtype=float)
         if scores.shape != (len(texts), self._cut.size) or not np.isfinite(scores).all():
             raise InvalidInput(

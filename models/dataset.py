@@ -1,0 +1,135 @@
+"""The messages of a training run and who learns from which: read once, held, and cut by time.
+
+Which labels make a training set is decided before, in `redqueen.trainingset`; what is learnt, in
+`models.training`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from models.tokens import View, view
+from models.train import TrainingSpec
+from redqueen.errors import InvalidInput
+
+Rows = npt.NDArray[np.int64]
+
+NEWEST = 0.2
+"""Share of the messages, the newest, that the rehearsal is judged on."""
+
+HELD_BENIGN, HELD_ABUSE = 0.15, 0.10
+"""Shares of near-duplicate groups held for calibration. Thresholds need many benign messages; abuse is dear.
+"""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training set in memory, sorted by time; rows line up across the fields."""
+
+    event_ids: list[str]
+    views: list[View]
+    targets: npt.NDArray[np.float32]
+    weight: npt.NDArray[np.float32]
+    group: Rows
+    synthetic: npt.NDArray[np.bool_]
+    features: npt.NDArray[np.float32] | None
+
+    @property
+    def canonical(self) -> list[str]:
+        """The canonical texts."""
+        return [v.canonical for v in self.views]
+
+    @property
+    def abusive(self) -> npt.NDArray[np.bool_]:
+        """Messages that are more likely abuse than not."""
+        return np.asarray(self.targets.max(1) >= 0.5)
+
+
+def load(spec: TrainingSpec) -> Dataset:
+    """Read the dataset of a spec.
+
+    Raises:
+        InvalidInput: a column is missing, or there are too few rows to learn from.
+    """
+    needed = [
+        *("event_id", "ts", "text", "weight", "group"),
+        *(f"p_{p}" for p in spec.policies),
+        *(f"f_{f}" for f in spec.feature_names),
+    ]
+    table = pl.read_parquet(spec.dataset)
+    if missing := [c for c in needed if c not in table.columns]:
+        raise InvalidInput(
+            f"{spec.dataset} has no column '{missing[0]}': build the training set for these policies"
+        )
+    table = table.select(needed).drop_nulls(["text", "ts"]).sort("ts", "event_id", "text")
+    if table.height < 50:
+        raise InvalidInput(f"{spec.dataset} has {table.height} messages: at least 50 are needed to train")
+    matrix = (
+        table.select([f"f_{f}" for f in spec.feature_names]).cast(pl.Float32) if spec.feature_names else None
+    )
+    return Dataset(
+        event_ids=table["event_id"].to_list(),
+        views=[view(t) for t in table["text"].to_list()],
+        targets=table.select([f"p_{p}" for p in spec.policies])
+        .fill_null(0)
+        .cast(pl.Float32)
+        .to_numpy(order="c"),
+        weight=table["weight"].fill_null(1).cast(pl.Float32).to_numpy(),
+        group=_families(table),
+        synthetic=table["event_id"].str.starts_with("hard:").to_numpy(),
+        features=None if matrix is None else np.ascontiguousarray(matrix.to_numpy()),
+    )
+
+
+def _families(table: pl.DataFrame) -> Rows:
+    """Near-duplicate groups, a hard example counted to the message that it was made from."""
+    own = table.select(pl.col("event_id"), pl.col("group").cast(pl.Int64))
+    origin = own.unique("event_id", keep="first").rename({"group": "origin"})
+    joined = own.with_columns(pl.col("event_id").str.strip_prefix("hard:")).join(
+        origin, on="event_id", how="left", maintain_order="left"
+    )
+    return joined.select(pl.coalesce("origin", "group")).to_series().to_numpy()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows do what; all sorted by time. `judged` is the later, unrelated part of `newest`."""
+
+    older: Rows
+    newest: Rows
+    judged: Rows
+    held: Rows
+    held_weight: npt.NDArray[np.float64]
+
+    @property
+    def everything(self) -> Rows:
+        """All rows that the refresh learns from."""
+        return np.concatenate([self.older, self.newest])
+
+
+def split(data: Dataset, seed: int) -> Split:
+    """Hold whole near-duplicate groups, then cut the rest by time."""
+    draw = _uniform(data.group, seed)
+    groups, inverse = np.unique(data.group, return_inverse=True)
+    has_abuse = np.bincount(inverse, data.abusive, len(groups))[inverse] > 0
+    rate = np.where(has_abuse, HELD_ABUSE, HELD_BENIGN)
+    held_group = draw < rate
+    held = np.flatnonzero(held_group & ~data.synthetic)
+    rest = np.flatnonzero(~held_group)
+    at = int(len(rest) * (1 - NEWEST))
+    older, newest = rest[:at], rest[at:]
+    apart = ~np.isin(data.group[newest], data.group[older]) & ~data.synthetic[newest]
+    # Each kind of group stands for those of its kind that were not held.
+    return Split(older, newest, newest[apart], held, data.weight[held] / rate[held])
+
+
+def _uniform(keys: Rows, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) per key, the same wherever the key appears (splitmix64)."""
+    z = keys.astype(np.uint64) + np.uint64((seed * 2 + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray((z ^ (z >> np.uint64(31))) / 2.0**64)

@@ -1,0 +1,229 @@
+"""A bundle proves itself or is refused; the store never holds half a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models import bundle
+from models.bundle import MANIFEST, Manifest
+from redqueen.errors import BundleError, NotFound
+from redqueen.store import DirectoryStore
+from tests.toy_model import toy_bundle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle of one's own to break."""
+    return Path(shutil.copytree(toy_bundle(), tmp_path / "bundle"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def reseal(folder: Path) -> Manifest:
+    """Write a fresh manifest over whatever the folder holds now, as an honest trainer would."""
+    old = Manifest.from_bytes((folder / MANIFEST).read_bytes())
+    return bundle.write_manifest(
+        folder,
+        policies=old.policies,
+        features_version=old.features_version,
+        feature_names=old.feature_names,
+        selected=old.selected,
+        snapshot=old.snapshot,
+        code_version=old.code_version,
+        parent=old.parent,
+        created_at=old.created_at,
+    )
+
+
+def test_a_whole_bundle_verifies_and_says_what_it_is(folder: Path) -> None:
+    manifest = bundle.verify(folder)
+    assert manifest.model_id.startswith("m-")
+    assert len(manifest.model_id) == 14
+    assert manifest.policies == ("spam", "scam")
+    assert manifest.feature_names == ("rate", "age")
+    assert manifest.behaviour
+    assert set(manifest.files) == {p.name for p in folder.iterdir()} - {MANIFEST}
+
+
+FILES = (*bundle.REQUIRED, bundle.TREES)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
+def test_any_changed_byte_of_a_file_is_refused(folder: Path, name: str, where: float) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[int(where * (len(data) - 1))] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(BundleError, match=name):
+        bundle.verify(folder)
+
+
+@given(where=st.floats(0, 1), bit=st.integers(0, 7))
+def test_any_changed_bit_of_the_manifest_is_refused(where: float, bit: int) -> None:
+    data = bytearray((toy_bundle() / MANIFEST).read_bytes())
+    data[int(where * (len(data) - 1))] ^= 1 << bit
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(bytes(data))
+
+
+@given(tail=st.binary(min_size=1, max_size=4))
+def test_anything_appended_to_the_manifest_is_refused(tail: bytes) -> None:
+    with pytest.raises(BundleError):
+        Manifest.from_bytes((toy_bundle() / MANIFEST).read_bytes() + tail)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=f"'{name}' is missing"):
+        bundle.verify(folder)
+
+
+def test_an_extra_file_is_refused(folder: Path) -> None:
+    (folder / "weights.pkl").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"weights\.pkl.*not in the manifest"):
+        bundle.verify(folder)
+
+
+def test_a_folder_inside_is_refused(folder: Path) -> None:
+    (folder / "more").mkdir()
+    with pytest.raises(BundleError, match="not a plain file"):
+        bundle.verify(folder)
+
+
+@pytest.mark.parametrize("name", [bundle.FUSION, MANIFEST])
+def test_a_symbolic_link_is_refused_though_its_content_is_right(
+    folder: Path, name: str, tmp_path: Path
+) -> None:
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle.verify(folder)
+
+
+def test_a_linked_folder_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle.verify(tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/b", "..", "a\\b"])
+def test_a_path_that_leaves_the_folder_is_refused_even_with_a_valid_seal(folder: Path, name: str) -> None:
+    manifest = bundle.verify(folder)
+    forged = dataclasses.replace(manifest, files={**manifest.files, name: "0" * 64})
+    (folder / MANIFEST).write_bytes(forged.to_bytes())
+    with pytest.raises(BundleError, match="leave the folder"):
+        bundle.verify(folder)
+
+
+def test_content_under_another_models_id_is_refused(folder: Path) -> None:
+    manifest = bundle.verify(folder)
+    forged = dataclasses.replace(manifest, model_id="m-000000000000")
+    (folder / MANIFEST).write_bytes(forged.to_bytes())
+    with pytest.raises(BundleError, match="calls itself m-000000000000"):
+        bundle.verify(folder)
+
+
+def test_an_absent_bundle_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="Fetch or train it again"):
+        bundle.verify(tmp_path / "nothing")
+
+
+def test_the_id_follows_what_the_model_answers_and_nothing_else(folder: Path) -> None:
+    before = bundle.verify(folder).model_id
+    (folder / bundle.METRICS).write_text("{}")
+    assert reseal(folder).model_id == before
+    thresholds = json.loads((folder / bundle.FUSION).read_text())
+    thresholds["thresholds"][0] += 0.01
+    (folder / bundle.FUSION).write_text(json.dumps(thresholds))
+    assert reseal(folder).model_id != before
+
+
+# -- through the store ---------------------------------------------------------------------------------------------
+
+
+def test_published_and_fetched_it_is_the_same_to_the_byte(
+    folder: Path, store: DirectoryStore, tmp_path: Path
+) -> None:
+    model_id = bundle.publish(store, folder)
+    fetched = bundle.fetch(store, model_id, tmp_path / "cache")
+    assert fetched == tmp_path / "cache" / model_id
+    assert {p.name: p.read_bytes() for p in fetched.iterdir()} == {
+        p.name: p.read_bytes() for p in folder.iterdir()
+    }
+    assert bundle.fetch(store, model_id, tmp_path / "cache") == fetched
+
+
+def test_publishing_again_changes_nothing(folder: Path, store: DirectoryStore) -> None:
+    model_id = bundle.publish(store, folder)
+    before = store.get(f"models/{model_id}/{MANIFEST}").etag
+    (folder / bundle.METRICS).write_text("{}")
+    reseal(folder)
+    assert bundle.publish(store, folder) == model_id
+    assert store.get(f"models/{model_id}/{MANIFEST}").etag == before
+
+
+def test_a_broken_bundle_is_not_published(folder: Path, store: DirectoryStore) -> None:
+    (folder / bundle.ONNX).write_bytes(b"")
+    with pytest.raises(BundleError):
+        bundle.publish(store, folder)
+    assert store.list("models/") == []
+
+
+def test_an_upload_that_died_half_way_is_completed(
+    folder: Path, store: DirectoryStore, tmp_path: Path
+) -> None:
+    model_id = bundle.verify(folder).model_id
+    store.put(f"models/{model_id}/{bundle.ONNX}", (folder / bundle.ONNX).read_bytes())
+    store.put(f"models/{model_id}/{bundle.METRICS}", b"of another attempt")
+    with pytest.raises(NotFound):
+        bundle.fetch(store, model_id, tmp_path / "cache")
+    bundle.publish(store, folder)
+    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", [bundle.ONNX, MANIFEST])
+def test_what_was_changed_in_the_store_is_never_in_the_cache(
+    folder: Path, store: DirectoryStore, tmp_path: Path, name: str
+) -> None:
+    model_id = bundle.publish(store, folder)
+    key = f"models/{model_id}/{name}"
+    store.put(key, store.get(key).data + b" ")
+    with pytest.raises(BundleError):
+        bundle.fetch(store, model_id, tmp_path / "cache")
+    assert [p for p in (tmp_path / "cache").glob("*") if p.is_dir()] == []
+
+
+def test_a_spoilt_cache_is_fetched_again(folder: Path, store: DirectoryStore, tmp_path: Path) -> None:
+    model_id = bundle.publish(store, folder)
+    fetched = bundle.fetch(store, model_id, tmp_path / "cache")
+    (fetched / bundle.LINEAR).write_bytes(b"spoilt")
+    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache"))
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [model_id]
+
+
+def test_many_fetch_at_once_and_all_get_the_model(
+    folder: Path, store: DirectoryStore, tmp_path: Path
+) -> None:
+    model_id = bundle.publish(store, folder)
+    with ThreadPoolExecutor(6) as pool:
+        got = list(pool.map(lambda _: bundle.fetch(store, model_id, tmp_path / "cache"), range(6)))
+    assert {p.name for p in got} == {model_id}
+    bundle.verify(got[0])
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [model_id]
+
+
+def test_a_model_that_is_not_there_is_not_found(store: DirectoryStore, tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        bundle.fetch(store, "m-000000000000", tmp_path / "cache")

@@ -1,0 +1,304 @@
+"""What detectors promise: calibrated scores, thresholds within budget, honest splits, reproducible training."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from models import baseline, bundle, fusion
+from models.detector import Detector
+from models.train import TrainingSpec, train
+from redqueen.errors import BundleError, InvalidInput
+from tests.toy_model import FEATURES, POLICIES, matrix, messages, spec, toy_bundle
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.load(toy_bundle())
+
+
+# -- scoring -------------------------------------------------------------------------------------------------------
+
+
+def test_it_catches_fresh_abuse_within_the_false_positive_budget(detector: Detector) -> None:
+    rows = messages(1500, seed=99)
+    abusive = np.array([m.policy is not None for m in rows])
+    acted = detector.decide(detector.score([m.text for m in rows], matrix(rows)))
+    assert acted[abusive].mean() > 0.9
+    assert acted[~abusive].mean() < 0.02 * 2
+
+
+def test_the_same_thresholds_hold_for_text_alone(detector: Detector) -> None:
+    rows = messages(1500, seed=98)
+    abusive = np.array([m.policy is not None for m in rows])
+    acted = detector.decide(detector.score_texts([m.text for m in rows]))
+    assert acted[abusive].mean() > 0.85
+    assert acted[~abusive].mean() < 0.02 * 2
+
+
+def test_the_policy_named_is_the_policy_meant(detector: Detector) -> None:
+    rows = [m for m in messages(600, seed=97) if m.policy]
+    best = detector.score([m.text for m in rows], matrix(rows)).argmax(1)
+    assert np.mean([POLICIES[b] == m.policy for b, m in zip(best, rows, strict=True)]) > 0.9
+
+
+def test_a_score_does_not_depend_on_who_shares_the_batch(detector: Detector) -> None:
+    rows = messages(150, seed=5)
+    together = detector.score([m.text for m in rows], matrix(rows))
+    alone = np.concatenate([detector.score([m.text], matrix([m])) for m in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(max_size=80), max_size=4))
+def test_any_text_gets_probabilities(detector: Detector, texts: list[str]) -> None:
+    scores = detector.score(texts)
+    assert scores.shape == (len(texts), 2)
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\x00", "\ud800", "free gift " * 5000, "𝕗𝕣𝕖𝕖 𝕘𝕚𝕗𝕥", "\u202e\u200b"]
+)
+def test_odd_texts_are_scored(detector: Detector, text: str) -> None:
+    scores = detector.score([text, "see you tomorrow"])
+    assert np.isfinite(scores).all()
+    assert scores.dtype == np.float32
+
+
+def test_no_messages_give_no_scores(detector: Detector) -> None:
+    assert detector.score([]).shape == (0, 2)
+    assert detector.score([], np.zeros((0, 2))).shape == (0, 2)
+
+
+def test_an_unknown_feature_is_allowed_and_a_wrong_matrix_is_not(detector: Detector) -> None:
+    assert np.isfinite(detector.score(["hi"], [[np.nan, np.nan]])).all()
+    with pytest.raises(InvalidInput, match=r"wants \(1, 2\)"):
+        detector.score(["hi"], [[1.0]])
+
+
+def test_disguise_is_seen_through(detector: Detector) -> None:
+    plain, disguised = detector.score(
+        ["claim free gift wallet bonus", "ｃｌａｉｍ fr\u200bee gift wallet bonus"]
+    )
+    assert detector.decide(np.stack([plain, disguised])).all()
+
+
+def test_decision_and_ratio_agree(detector: Detector) -> None:
+    rows = messages(300, seed=4)
+    scores = detector.score([m.text for m in rows], matrix(rows))
+    np.testing.assert_array_equal(detector.decide(scores), detector.threshold_ratio(scores) >= 1)
+
+
+def test_loading_and_scoring_never_import_torch() -> None:
+    code = (
+        "import sys, models, models.bundle, models.train\n"
+        "assert not {'xgboost', 'sklearn', 'onnxruntime', 'scipy'} & set(sys.modules), sys.modules.keys()\n"
+        "from models.detector import Detector\n"
+        f"d = Detector.load({str(toy_bundle())!r}); d.score(['hello'], [[0, 0]])\n"
+        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_bundle_that_fails_verification_is_never_loaded(tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(toy_bundle(), tmp_path / "broken"))
+    with (broken / bundle.ONNX).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(BundleError, match=r"encoder\.onnx"):
+        Detector.load(broken)
+
+
+# -- the baseline --------------------------------------------------------------------------------------------------
+
+
+@given(texts=st.lists(st.text(max_size=40), min_size=1, max_size=5))
+def test_hashing_a_batch_is_hashing_each_text(texts: list[str]) -> None:
+    rows, found = baseline.buckets(texts)
+    for i, text in enumerate(texts):
+        _, alone = baseline.buckets([text])
+        assert sorted(found[rows == i]) == sorted(alone)
+
+
+def test_the_baseline_survives_saving() -> None:
+    linear = baseline.Linear.from_bytes((toy_bundle() / bundle.LINEAR).read_bytes())
+    again = baseline.Linear.from_bytes(linear.to_bytes())
+    texts = [m.text for m in messages(20, seed=3)]
+    np.testing.assert_array_equal(linear.logits(texts), again.logits(texts))
+
+
+# -- thresholds and choice -------------------------------------------------------------------------------------------
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(1, 300),
+    share=st.floats(0.001, 0.2),
+    ties=st.booleans(),
+)
+def test_thresholds_never_spend_more_than_their_share(seed: int, n: int, share: float, ties: bool) -> None:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 3))
+    z = z.round(1) if ties else z
+    benign, weight = rng.random(n) < 0.8, rng.random(n) + 0.1
+    acted = (z >= fusion.cut(z, benign, weight, share)).any(1)
+    assert (weight * acted * benign).sum() <= share * (weight * benign).sum() + 1e-9
+
+
+def figures(recall: float | None, misspelt: float | None) -> dict[str, float | None]:
+    return {"recall": recall, "recall_misspelt": misspelt}
+
+
+def test_a_simpler_model_that_is_as_good_wins() -> None:
+    from models.training import select
+
+    assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.949, 0.9)}) == "linear"
+    assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.947, 0.9)}) == "fusion"
+    assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.96, 0.8)}) == "fusion"
+    assert select({"fusion": figures(None, None), "linear": figures(None, None)}) == "fusion"
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def test_near_duplicates_never_straddle_a_split(tmp_path: Path) -> None:
+    import polars as pl
+
+    from models.dataset import load, split
+
+    plan = spec(tmp_path)
+    table = pl.read_parquet(plan.dataset)
+    copies = table.head(200).with_columns(
+        pl.col("ts") + pl.duration(days=2), event_id="copy" + pl.col("event_id")
+    )
+    hard = table.head(200).with_columns(
+        pl.lit("so long and farewell").alias("text"),
+        event_id="hard:" + pl.col("event_id"),
+        group=pl.lit(7, pl.Int64),
+        ts=pl.col("ts") + pl.duration(days=3),
+    )
+    pl.concat([table, copies, hard]).write_parquet(plan.dataset)
+    data = load(plan)
+    parts = split(data, seed=3)
+    assert not set(data.group[parts.held]) & set(data.group[parts.everything])
+    assert not set(data.group[parts.judged]) & set(data.group[parts.older])
+    assert not data.synthetic[parts.held].any()
+    assert set(parts.judged) <= set(parts.newest)
+    assert parts.older.max() < parts.newest.min()
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="p_hate"):
+        train(spec(tmp_path, policies=("spam", "hate")))
+
+
+def test_a_spec_travels_as_json(tmp_path: Path) -> None:
+    plan = spec(tmp_path)
+    assert TrainingSpec.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    with pytest.raises(InvalidInput, match="layer_count"):
+        TrainingSpec.from_dict({**plan.to_dict(), "layer_count": 3})
+    with pytest.raises(InvalidInput, match="incomplete"):
+        TrainingSpec.from_dict({"out": "x"})
+
+
+def test_what_was_measured_is_reported() -> None:
+    metrics = json.loads((toy_bundle() / bundle.METRICS).read_text())
+    assert metrics["selected"] in ("fusion", "linear")
+    for name in ("fusion", "linear", "text_only", "no_encoder", "trees"):
+        assert 0 <= metrics["newest"][name]["recall"] <= 1
+        assert set(metrics["newest"][name]["by_policy"]) == set(POLICIES)
+    held = metrics["held"]["fusion"]
+    assert held["ece"] < 0.1
+    assert held["fpr"] <= 0.02 * 2
+    assert "held messages" in (toy_bundle() / bundle.CARD).read_text()
+    result = json.loads((toy_bundle().parent / "result.json").read_text())
+    assert result["model_id"] == bundle.verify(toy_bundle()).model_id
+    assert len(result["held_event_ids"]) == metrics["n"]["held"]
+
+
+def test_without_behaviour_it_says_so_and_the_baseline_can_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models import training
+
+    monkeypatch.setattr(training, "LINEAR_TOLERANCE", 1.0)
+    folder = train(spec(tmp_path, feature_names=(), epochs=2))
+    manifest = bundle.verify(folder)
+    assert not manifest.behaviour
+    assert bundle.TREES not in manifest.files
+    assert "behaviour is off" in (folder / bundle.CARD).read_text()
+    assert manifest.selected == "linear"
+    served = Detector.load(folder)
+    rows = messages(400, seed=96)
+    acted = served.decide(served.score([m.text for m in rows], np.zeros((400, 0))))
+    assert acted[[m.policy is not None for m in rows]].mean() > 0.8
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model_and_another_does_not(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    (tmp_path / "other").mkdir()
+    first = bundle.verify(toy_bundle()).model_id
+    assert bundle.verify(train(spec(tmp_path / "again"))).model_id == first
+    assert bundle.verify(train(spec(tmp_path / "other", seed=8))).model_id != first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs_done", [1, 2])
+def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(tmp_path: Path, epochs_done: int) -> None:
+    plan = spec(tmp_path)
+    (tmp_path / "spec.json").write_text(json.dumps(plan.to_dict()))
+    command = [sys.executable, "-m", "models.train", "--spec", str(tmp_path / "spec.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            # The checkpoint of an epoch is whole before the next epoch reports.
+            if line.startswith(f"epoch {epochs_done + 1} of 3"):
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    assert process.wait() == -signal.SIGKILL
+    told: list[str] = []
+    folder = train(plan, lambda event: told.append(event["stage"]))
+    assert any(stage.startswith("resumed after epoch") for stage in told)
+    assert bundle.verify(folder).model_id == bundle.verify(toy_bundle()).model_id
+
+
+@pytest.mark.slow
+def test_any_hugging_face_encoder_can_be_trained(tmp_path: Path) -> None:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    raw.train_from_iterator(
+        [m.text for m in messages(300, 1)], trainers.WordPieceTrainer(special_tokens=special)
+    )
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    source = tmp_path / "tiny-encoder"
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(source)
+    shape = transformers.BertConfig(
+        vocab_size=raw.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    transformers.BertModel(shape).save_pretrained(source)
+    folder = train(spec(tmp_path, encoder=str(source), epochs=2))
+    assert str(tmp_path) not in (folder / bundle.NETWORK).read_text()
+    assert Detector.load(folder).score(["claim free gift"], [[2.0, -1.0]]).shape == (1, len(POLICIES))
+    assert Detector.load(folder).feature_names == FEATURES
