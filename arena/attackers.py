@@ -25,6 +25,9 @@ Event = dict[str, Any]
 Probe = Callable[[list[Event]], list[str]]
 
 PROBE_BUDGET = 600
+PROBE_SPAN = timedelta(
+    seconds=60
+)  # probing happens in the first minute of the attack, before anybody else speaks
 ENOUGH_EVASION = 0.8
 SHIFT = timedelta(hours=6)  # how long an account works before it is burnt
 SLOTS = 5  # campaigns of a policy that are alive at a time
@@ -532,6 +535,9 @@ class Attackers:
         self._policies = tuple(policies)
         self.strategies: dict[str, list[Strategy]] = self._default_mix()
         self.probed = False
+        self.probe_truth: dict[
+            str, str
+        ] = {}  # policy of every probe by event_id, for judges who are asked about one
         self._campaigns: dict[str, Campaign] = {}
 
     # generations and their campaigns
@@ -608,6 +614,7 @@ class Attackers:
         limit, review or block) as a client would see it. At most `PROBE_BUDGET` rows are sent in all. Returns the
         evasion rate each slot settled for, by policy. Raises `InvalidInput` if the probe answers another number.
         """
+        self.probe_truth = {}
         slots = [(policy, slot) for policy in self._policies for slot in range(RETOOLED_SLOTS[policy])]
         chosen: dict[str, list[Strategy]] = {policy: [] for policy in self._policies}
         settled: dict[str, list[float]] = {policy: [] for policy in self._policies}
@@ -628,7 +635,7 @@ class Attackers:
     def state(self) -> dict[str, Any]:
         """What a killed demo needs to go on with the same attackers: JSON-able."""
         chosen = {policy: [asdict(strategy) for strategy in many] for policy, many in self.strategies.items()}
-        return {"probed": self.probed, "strategies": chosen}
+        return {"probed": self.probed, "strategies": chosen, "probe_truth": dict(self.probe_truth)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
@@ -636,6 +643,7 @@ class Attackers:
             {policy: [Strategy(**row) for row in many] for policy, many in state["strategies"].items()}
         )
         self.probed = bool(state["probed"])
+        self.probe_truth = dict(state["probe_truth"])
 
 
 def _digest(rng: Random) -> str:
@@ -710,16 +718,17 @@ class _Search:
     def _row(self, strategy: Strategy) -> Event:
         """A message to an accomplice: well formed, sent around the shock, of an account made for probing."""
         attackers, rng = self._attackers, self._rng
-        at = (attackers._shock_at or attackers._start) + timedelta(
-            seconds=self._sent * 20 % 3500 + rng.random()
-        )
-        campaign = self._trial(strategy, at)
-        account = attackers.actor(campaign, shift=-1, number=self._sent // 3)
+        began = attackers._shock_at or attackers._start
+        at = began + PROBE_SPAN * (len(attackers.probe_truth) / PROBE_BUDGET)
+        campaign = self._trial(strategy, began)
+        account = attackers.actor(campaign, shift=-1, number=self._sent % 25)
         self._sent += 1
+        event_id = f"p{rng.getrandbits(60):015x}"
+        attackers.probe_truth[event_id] = self._policy
         return {
-            "event_id": f"p{rng.getrandbits(60):015x}",
+            "event_id": event_id,
             "ts": at,
-            "received_at": at + timedelta(seconds=1),
+            "received_at": at + timedelta(milliseconds=50),
             "actor_id": account.actor_id,
             "community_id": "c00",
             "community_size": 400,

@@ -29,14 +29,14 @@ from redqueen.store import open_store
 META = "demo/meta.json"
 
 
-# -- homes --------------------------------------------------------------------------------------------------------
+# -- homes ---------------------------------------------------------------------------------------------------
 
 
 def prepare(home: Path, wanted: dict[str, Any], end: datetime) -> dict[str, Any]:
     """Make `home` ready for the demo that `wanted` describes; returns its notes.
 
-    An unfinished demo of the same description is taken up where it stopped. Anything else that an earlier demo left
-    is removed, and a home that holds something other than a demo is not touched.
+    An unfinished demo of the same description is taken up where it stopped. Anything else that an earlier
+    demo left is removed, and a home that holds something other than a demo is not touched.
 
     Raises:
         Refused: the home holds something that is not a demo's.
@@ -78,7 +78,7 @@ def _settle(home: Path, first_hour: datetime, **values: object) -> Settings:
     return load_settings(home)
 
 
-# -- the main job -------------------------------------------------------------------------------------------------
+# -- the main job --------------------------------------------------------------------------------------------
 
 
 def simulate(home: Path, scenario: str, seed: int, console: Console) -> bool:
@@ -90,8 +90,8 @@ def simulate(home: Path, scenario: str, seed: int, console: Console) -> bool:
     world = SimulatedWorld(scenario, seed, datetime.fromisoformat(meta["end"]))
     settings = _settle(home, world.hours[0])
     console.print(
-        f"[bold]Red Queen[/], scenario [bold]{scenario}[/], seed {seed}: {len(world.hours)} simulated hours that end "
-        f"now, {world.first_scored} of them history. Home: {home}"
+        f"[bold]Red Queen[/], scenario [bold]{scenario}[/], seed {seed}: {len(world.hours)} simulated hours "
+        f"that end now, {world.first_scored} of them history. Home: {home}"
     )
     return _play(settings, world, meta, scenario, seed, console)
 
@@ -119,7 +119,9 @@ def replay(
 
 
 def _stream_settings(stream: Stream, plan: Plan) -> dict[str, object]:
-    """Settings that follow from a stream: its policies, its one source of labels, and how much of it there is."""
+    """Settings that follow from a stream: its policies, its one source of labels, and how much of it there
+    is.
+    """
     judged = stream.rows.height
     return {
         "policies": ",".join(stream.policies),
@@ -213,7 +215,7 @@ def _bar(console: Console, world: World) -> Iterator[_Bar]:
         yield _Bar(console, progress, len(world.hours))
 
 
-# -- the feed -----------------------------------------------------------------------------------------------------
+# -- the feed ------------------------------------------------------------------------------------------------
 
 
 def feed(

@@ -1,9 +1,9 @@
 """Those who judge: users who report, moderators who answer, people who appeal, and honeypots.
 
 Belongs here: who labels what, when, and how wrongly. Judges see the simulator's truth and blur it; nothing
-else of the truth gets out. Every label follows from (seed, event, source) alone, so the order of calls changes
-nothing and asking twice gives the same label. Labels know their future: the driver lands each in the hour of
-its `received_at`.
+else of the truth gets out. Every label follows from (seed, event, source) alone, so the order of calls
+changes nothing and asking twice gives the same label. Labels know their future: the driver lands each in the
+hour of its `received_at`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ class Labellers:
         """Moderators' answers to requests `(event_id, reason)` made at `asked_at`, 0.5 to 3 hours later.
 
         A request whose reason is "audit" is answered with source "audit", any other with "moderator". One in
-        fifty answers is wrong, one in a hundred "unsure". Raises `KeyError` for an event unknown to `truth`.
+        fifty answers is wrong, one in a hundred "unsure". An event unknown to `truth` gets no answer.
         """
         found = []
         for event_id, reason in requests:
-            source = "audit" if reason == "audit" else "moderator"
-            policy = truth[event_id]
+            if event_id not in truth:
+                continue
+            source, policy = "audit" if reason == "audit" else "moderator", truth[event_id]
             rng = self._rng("moderate", event_id)
             at = asked_at + timedelta(hours=0.5 + 2.5 * rng.random() ** 1.5)
             rater = f"mod{rng.randrange(14):02d}"

@@ -11,32 +11,30 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from arena.delivery import Delivery, Scoring
 from arena.driver import Driver, Tick
 from arena.world import Row, Traffic, World
 from redqueen import schema, state
 from redqueen.clock import StoreClock
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore, open_store, to_json
-from redqueen.tables import HOUR, hour_key, read_hours, write_part
+from redqueen.tables import HOUR, read_hours, write_part
 
-BATCH = 256
-SENSOR_ORDER = ("label_arrival", "first_lap", "drift", "adaptation", "rollout", "run_failed", "watch_the_watchers")
+SENSOR_ORDER = (
+    "label_arrival",
+    "first_lap",
+    "drift",
+    "adaptation",
+    "rollout",
+    "run_failed",
+    "watch_the_watchers",
+)
 TRIGGERS = ("first_lap", "drift", "adaptation")
-
-
-class Scoring(Protocol):
-    """The scoring service as its clients see it."""
-
-    def score(self, events: list[Row]) -> list[Row]: ...
-
-    def refresh(self) -> bool: ...
-
-    def flush(self) -> int: ...
 
 
 @dataclass
@@ -84,6 +82,7 @@ class Loop:
         self.clock = StoreClock(self.store)
         self.path = settings.home / "demo" / "progress.json"
         self.progress = self._load()
+        self.delivery = Delivery(self.store, world, service, self.progress, self._save)
         self._first: Any = None
 
     # -- memory ---------------------------------------------------------------------------------------------------
@@ -121,18 +120,11 @@ class Loop:
     def _hour(self, index: int) -> None:
         hour = self.world.hours[index]
         scored = index >= self.world.first_scored
-        if self.world.shock_at == hour and not self.progress.shocked:
+        if self.delivery.shock(index):
             self.say(f"{self.world.name_of(index)}  the world changes")
-            probed: list[Row] = []
-            self.world.shock(lambda rows: self._probe(rows, probed))
-            self._land(hour, "events", probed, "probes")
-            self.progress.shocked = True
-            self._save()
         traffic = self.world.traffic(index)
         actions = self._score(hour, traffic.events) if scored else {}
-        self._land(hour, "events", [*traffic.events, *traffic.rubbish])
-        self._earn_labels(index, traffic, actions)
-        self._land_due_labels(hour)
+        self.delivery.land_hour(index, traffic, actions)
         self.clock.set(hour + HOUR)
         if scored or index == self.world.first_scored - 1:
             self._tick(index)
@@ -140,46 +132,10 @@ class Loop:
             self.progress.points.append(asdict(self._measure(index, hour, traffic, actions)))
 
     def _score(self, hour: datetime, events: list[Row]) -> dict[str, str]:
-        """Send the hour's traffic through the scoring service, as clients do."""
+        """Send the hour's traffic through the scoring service, with what is live by now."""
         self.clock.set(hour + timedelta(minutes=1))
         self.service.refresh()
-        answers: list[Row] = []
-        for start in range(0, len(events), BATCH):
-            answers += self.service.score([wire(row) for row in events[start : start + BATCH]])
-        self.service.flush()
-        return {answer["event_id"]: answer["action"] for answer in answers}
-
-    def _probe(self, rows: list[Row], probed: list[Row]) -> list[str]:
-        """What attackers see of the live detector: an action for each message they send."""
-        self.service.refresh()
-        probed += rows
-        answers = [self.service.score([wire(r) for r in rows[i : i + BATCH]]) for i in range(0, len(rows), BATCH)]
-        return [answer["action"] for batch in answers for answer in batch]
-
-    # -- landing --------------------------------------------------------------------------------------------------
-
-    def _land(self, hour: datetime, table: str, rows: list[Row], name: str = "producer") -> None:
-        """Drop a file the way a producer does: JSON lines, by the hour of arrival."""
-        if rows:
-            lines = "\n".join(json.dumps(wire(row), ensure_ascii=False) for row in rows)
-            self.store.put(f"{hour_key(table, hour)}{name}-{hour:%Y%m%dT%H}.jsonl", lines.encode())
-
-    def _earn_labels(self, index: int, traffic: Traffic, actions: Mapping[str, str]) -> None:
-        hour = self.world.hours[index]
-        known = {row["label_id"] for row in self.progress.pending_labels}
-        # People judge what the loop asked them to judge: last hour's requests were written after last hour.
-        asked_hour = self.world.hours[index - 1] if index else None
-        asked = read_hours(self.store, "review", asked_hour, hour) if asked_hour else pl.DataFrame()
-        pairs = list(asked.select("event_id", "reason").iter_rows()) if not asked.is_empty() else []
-        earned = self.world.labels(index, traffic, actions, pairs)
-        self.progress.pending_labels += [row for row in earned if row["label_id"] not in known]
-
-    def _land_due_labels(self, hour: datetime) -> None:
-        end = (hour + HOUR).isoformat()
-        rows = [wire(row) for row in self.progress.pending_labels]
-        due = [row for row in rows if row["received_at"] < end]
-        self._land(hour, "labels", due)
-        self.progress.pending_labels = [row for row in rows if row["received_at"] >= end]
+        return self.delivery.score(events)
 
     # -- the sensors ----------------------------------------------------------------------------------------------
 
@@ -253,17 +209,14 @@ class Loop:
             from models.detector import Detector
 
             assert self.progress.first_model is not None
-            self._first = Detector.load(fetch(self.store, self.progress.first_model, self.settings.home / "cache"))
+            self._first = Detector.load(
+                fetch(self.store, self.progress.first_model, self.settings.home / "cache")
+            )
         return self._first
 
 
 def _share(of: list[str], chosen: set[str]) -> float | None:
     return round(sum(e in chosen for e in of) / len(of), 4) if of else None
-
-
-def wire(row: Row) -> Row:
-    """A row as it travels: times as ISO 8601."""
-    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
 
 
 def land_parquet(store: ObjectStore, hour: datetime, table: str, rows: pl.DataFrame) -> str | None:

@@ -21,7 +21,7 @@ from itertools import accumulate
 from random import Random
 from typing import Any, Literal
 
-from arena.attackers import SHIFT, Actor, Attackers, Campaign, Event, plain, write
+from arena.attackers import PROBE_SPAN, SHIFT, Actor, Attackers, Campaign, Event, plain, write
 from arena.language import NAMES, TOPICS, Style, foreign, topic_grammar, typed, warning
 from redqueen.errors import InvalidInput
 
@@ -140,6 +140,10 @@ class Platform:
         _require_hour("start_of_hour", start_of_hour)
         index = (start_of_hour - self.start) // HOUR
         drafts = self._benign_hour(start_of_hour, index) + self._abusive_hour(start_of_hour, index)
+        if self.attacked(start_of_hour) and start_of_hour == self.shock_at:
+            quiet = PROBE_SPAN.total_seconds()
+            for draft in drafts:  # the attackers' probes come first, so that events stay in the order of time
+                draft.at = quiet + draft.at * (1 - quiet / 3600)
         drafts.sort(key=lambda draft: draft.at)
         rng = self._rng(index, "rows")
         events: list[Event] = []

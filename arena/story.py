@@ -24,8 +24,8 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 class Story:
     """The figures of one run.
 
-    `before`, `final` and `final_never` are mean shares over hours: from the first live hour to the change (or to
-    the middle, without one), and over the last `FINAL_HOURS`.
+    `before`, `final` and `final_never` are mean shares over hours: from the first live hour to the change (or
+    to the middle, without one), and over the last `FINAL_HOURS`.
     """
 
     scenario: str
@@ -119,7 +119,7 @@ def write(story: Story, folder: Path) -> None:
 
 
 def draw(story: Story, path: Path) -> None:
-    """Recall and false-positive rate by hour, with what happened marked, beside the detector never retrained."""
+    """Recall and false-positive rate by hour, what happened marked, beside the detector never retrained."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -134,14 +134,20 @@ def draw(story: Story, path: Path) -> None:
     )  # fmt: skip
     top.set_ylabel("recall at the operating point")
     top.set_ylim(0, 1.02)
-    bottom.plot(x, [None if v is None else 100 * v for v in _line(story, "fpr")], color="#30343f", linewidth=1.4)
+    bottom.plot(
+        x, [None if v is None else 100 * v for v in _line(story, "fpr")], color="#30343f", linewidth=1.4
+    )
     bottom.axhline(100 * story.budget, color="#30343f", linestyle=":", linewidth=1)
     bottom.text(0, 100 * story.budget, " budget", va="bottom", fontsize=8)
     bottom.set_ylabel("false positives, %")
-    bottom.set_ylim(0, max(2.2 * 100 * story.budget, 100 * max((p["fpr"] or 0 for p in story.points), default=0)))
+    bottom.set_ylim(
+        0, max(2.2 * 100 * story.budget, 100 * max((p["fpr"] or 0 for p in story.points), default=0))
+    )
     _mark(story, top)
     step = max(1, len(story.points) // 12)
-    bottom.set_xticks(list(x)[::step], [p["name"] for p in story.points][::step], rotation=30, ha="right", fontsize=8)
+    bottom.set_xticks(
+        list(x)[::step], [p["name"] for p in story.points][::step], rotation=30, ha="right", fontsize=8
+    )
     top.legend(loc="lower left", frameon=False)
     top.set_title(f"{story.scenario}, seed {story.seed}: abuse caught, by hour", loc="left")
     for axes in (top, bottom):
@@ -173,7 +179,9 @@ def _mark(story: Story, axes: Any) -> None:
 
 
 def _move_name(move: dict[str, Any]) -> str:
-    return {"promote": "live", "start_shadow": "shadow"}.get(move["action"], move.get("to_stage") or move["action"])
+    return {"promote": "live", "start_shadow": "shadow"}.get(
+        move["action"], move.get("to_stage") or move["action"]
+    )
 
 
 def tell(story: Story, console: Console, home: Path) -> bool:
@@ -185,7 +193,8 @@ def tell(story: Story, console: Console, home: Path) -> bool:
         console.print(f"  [{'green' if held else 'red'}]{'yes' if held else 'NO '}[/]  {sentence}")
     console.print(
         f"\nPicture: {home / 'demo.png'}   Figures: {home / 'demo.json'}\n"
-        "Why each lap was run: [bold]redqueen why[/].   Everything that just ran, in Dagster: [bold]make ui[/]"
+        "Why each lap was run: [bold]redqueen why[/].  "
+        " Everything that just ran, in Dagster: [bold]make ui[/]"
     )
     return all(held for held, _ in promises)
 
@@ -211,7 +220,9 @@ def _notes(story: Story, index: int) -> str:
     if story.shock_at and start <= story.shock_at < end:
         notes.append("the attack begins" if story.scenario == "attack" else "the world changes")
     notes += [f"{t['sensor']} triggers a lap" for t in story.retrains if start < t["at"] <= end]
-    notes += [_move_name(m) for m in story.moves if m["action"] not in ("hold", "none") and start < m["at"] <= end]
+    notes += [
+        _move_name(m) for m in story.moves if m["action"] not in ("hold", "none") and start < m["at"] <= end
+    ]
     return ", ".join(notes)
 
 
@@ -231,24 +242,34 @@ def verdict(story: Story) -> list[tuple[bool, str]]:
     facts = story.to_json()
     highest, budget = facts["fpr_highest"] or 0.0, story.budget
     promises = [
-        (highest <= 2 * budget, f"highest false-positive rate of any hour {_percent(highest)}, twice the budget is "
-         f"{_percent(2 * budget)}"),
-    ]  # fmt: skip
+        (
+            highest <= 2 * budget,
+            f"highest false-positive rate of any hour {_percent(highest)}, "
+            f"twice the budget is {_percent(2 * budget)}",
+        ),
+    ]
     before, final, never = (
         facts[k] for k in ("recall_before", "recall_final", "recall_final_never_retrained")
     )
     if story.scenario == "attack" and None not in (before, final, never):
         promises += [
             (bool(story.retrains), "a sensor started the second lap by itself"),
-            (before - never >= 0.10, f"never retrained, recall falls from {_percent(before)} to {_percent(never)}"),
-            (final >= before - 0.05, f"retrained, recall is back at {_percent(final)} over the final "
-             f"{FINAL_HOURS} hours"),
-        ]  # fmt: skip
+            (
+                before - never >= 0.10,
+                f"never retrained, recall falls from {_percent(before)} to {_percent(never)}",
+            ),
+            (
+                final >= before - 0.05,
+                f"retrained, recall is back at {_percent(final)} over the final {FINAL_HOURS} hours",
+            ),
+        ]
     if story.scenario == "quiet":
         promises.append((not story.retrains, f"retrains in quiet days: {len(story.retrains)}"))
     if story.scenario == "organic":
         blamed = [t for t in story.triggers if t["attribution"] == "attack"]
-        promises.append((not blamed, f"laps blamed on an attack: {len(blamed)}, laps in all: {len(story.triggers)}"))
+        promises.append(
+            (not blamed, f"laps blamed on an attack: {len(blamed)}, laps in all: {len(story.triggers)}")
+        )
     if story.scenario == "replay" and None not in (final, never):
         promises.append((final >= never, f"recall in the last periods {_percent(final)}, never retrained "
                          f"{_percent(never)}"))  # fmt: skip

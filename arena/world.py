@@ -1,5 +1,5 @@
-"""What the loop is run against: a world that sends traffic and judges it. The built-in platform and a replayed
-stream are both worlds. A world knows the truth; the store never does."""
+"""What the loop is run against: a world that sends traffic and judges it. The built-in platform and a
+replayed stream are both worlds. A world knows the truth; the store never does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class World(Protocol):
         ...
 
     def shock(self, probe: Probe) -> None:
-        """Change: attackers look for what gets past the live detector. Called once, before the shock's hour."""
+        """Change: attackers look for what gets past the live detector. Called once, before that hour."""
         ...
 
     def labels(

@@ -26,13 +26,29 @@ AFTER_HOURS = 28
 
 
 class SimulatedWorld:
-    """The built-in platform. The same seed and end give the same world."""
+    """The built-in platform. The same arguments give the same world.
 
-    def __init__(self, scenario: str, seed: int, end: datetime, *, scale: float = 1.0) -> None:
-        total = HISTORY_HOURS + CALM_HOURS + AFTER_HOURS
+    Args:
+        end: the end of its last hour.
+        scale: traffic, in shares of the usual.
+        history, calm, after: hours before the first scored one, from there to the change, and from there on.
+    """
+
+    def __init__(
+        self,
+        scenario: str,
+        seed: int,
+        end: datetime,
+        *,
+        scale: float = 1.0,
+        history: int = HISTORY_HOURS,
+        calm: int = CALM_HOURS,
+        after: int = AFTER_HOURS,
+    ) -> None:
+        total = history + calm + after
         self._hours = [end - (total - i) * HOUR for i in range(total)]
-        change = self._hours[HISTORY_HOURS + CALM_HOURS]
-        self._scenario = scenario
+        change = self._hours[history] + calm * HOUR
+        self._scenario, self._history = scenario, history
         self.platform = Platform(
             seed, self._hours[0], scenario, change,  # type: ignore[arg-type]
             benign_per_hour=round(2200 * scale), abusive_per_hour=round(260 * scale),
@@ -46,7 +62,7 @@ class SimulatedWorld:
 
     @property
     def first_scored(self) -> int:
-        return HISTORY_HOURS
+        return self._history
 
     @property
     def shock_at(self) -> datetime | None:
@@ -84,7 +100,9 @@ class SimulatedWorld:
         # An attacker's probes are reviewed like anything else, but nobody here knows what they were.
         known = [(event, reason) for event, reason in asked if event in before]
         rows += self.labellers.moderate(known, before, hour + timedelta(minutes=5))
-        acted = [(row["event_id"], row["ts"]) for row in traffic.events if actions.get(row["event_id"]) in ACTED_ON]
+        acted = [
+            (row["event_id"], row["ts"]) for row in traffic.events if actions.get(row["event_id"]) in ACTED_ON
+        ]
         return rows + self.labellers.appeal(acted, traffic.truth)
 
     def state(self) -> dict[str, Any]:

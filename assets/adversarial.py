@@ -1,4 +1,6 @@
-"""The candidate is attacked before anybody is exposed to it. Families, search and gate are in `redqueen.attacks`."""
+"""The candidate is attacked before anybody is exposed to it. Families, search and gate are in
+`redqueen.attacks`.
+"""
 
 import json
 from typing import Any
@@ -38,8 +40,8 @@ SEED = 20_26
             "adversarial_gate",
             asset="attack_report",
             blocking=True,
-            description="Under attacks optimised against it, the candidate keeps enough recall, and no less than the "
-            "champion. Deployment verifies this again by itself.",
+            description="Under attacks optimised against it, the candidate keeps enough recall, and no less "
+            "than the champion. Deployment verifies this again by itself.",
         )
     ],
 )
@@ -155,7 +157,9 @@ def _draw(axes: Any, reports: dict[str, attacks.AttackReport]) -> None:
     names = [family.name for family in reports["candidate"].families]
     for shift, (role, report) in enumerate(sorted(reports.items())):
         places = [i + 0.38 * shift for i in range(len(names))]
-        axes.barh(places, [f.recall_after for f in report.families], height=0.36, color=colours[role], label=role)
+        axes.barh(
+            places, [f.recall_after for f in report.families], height=0.36, color=colours[role], label=role
+        )
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_xlim(0, 1)
     axes.set_xlabel("recall under attack")

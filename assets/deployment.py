@@ -1,5 +1,6 @@
 """From a candidate with a verdict to live, and back. Steps are decided in `redqueen.rollout`, moved in
-`redqueen.operate`. A manual materialization bypasses asset checks: everything is therefore verified here again."""
+`redqueen.operate`. A manual materialization bypasses asset checks: everything is therefore verified here
+again."""
 
 import hashlib
 from datetime import datetime
@@ -59,7 +60,9 @@ def candidate_bundle(context: AssetExecutionContext, env: Environment) -> Materi
     record = state.candidate(env.store, candidate)
     model_id = record["model_id"]
     manifest = verify(fetch(env.store, model_id, env.settings.home / "cache"))
-    reports = {name: env.store.get_json(f"evaluations/{model_id}/{name}.json") for name in ("evaluation", "attack")}
+    reports = {
+        name: env.store.get_json(f"evaluations/{model_id}/{name}.json") for name in ("evaluation", "attack")
+    }
     passed = all(report["passed"] for report in reports.values())
     env.store.put_json(
         verdict_key(model_id),
@@ -73,7 +76,9 @@ def candidate_bundle(context: AssetExecutionContext, env: Environment) -> Materi
         },
     )
     if passed:
-        state.advance_candidate(env.store, candidate, "waiting", env.clock.now(), "passed every gate, waits for its rollout")
+        state.advance_candidate(
+            env.store, candidate, "waiting", env.clock.now(), "passed every gate, waits for its rollout"
+        )
     clean_work(env, candidate)
     return MaterializeResult(
         data_version=DataVersion(model_id),
@@ -83,7 +88,9 @@ def candidate_bundle(context: AssetExecutionContext, env: Environment) -> Materi
             "parent": manifest.parent or "none",
             "selected": manifest.selected,
             "files": len(manifest.files),
-            "size_mb": round(sum(len(env.store.get(f"models/{model_id}/{f}").data) for f in manifest.files) / 1e6, 2),
+            "size_mb": round(
+                sum(len(env.store.get(f"models/{model_id}/{f}").data) for f in manifest.files) / 1e6, 2
+            ),
         },
     )
 
@@ -100,8 +107,8 @@ def candidate_bundle(context: AssetExecutionContext, env: Environment) -> Materi
 def rollout_step(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
     """One step of the candidate towards live, or back: its Events tab is its life.
 
-    Looks at harm, exposure and non-inferiority, and at what people have frozen, and moves the rollout by at most
-    one step. Launched by hand it does the same and refuses the same. To go back: `redqueen rollback`.
+    Looks at harm, exposure and non-inferiority, and at what people have frozen, and moves the rollout by at
+    most one step. Launched by hand it does the same and refuses the same. To go back: `redqueen rollback`.
     """
     candidate = context.partition_key
     now = env.clock.now()
@@ -118,13 +125,16 @@ def rollout_step(context: AssetExecutionContext, env: Environment) -> Materializ
     except (Refused, Conflict) as refused:
         raise Failure(description=f"Refused: {refused}", allow_retries=False) from refused
     if step.page:
-        alerts.send(env.store, env.settings, f"rollout-{candidate}-{step.reason}-{now:%Y-%m-%dT%H}", step.message, now)
+        alerts.send(
+            env.store, env.settings, f"rollout-{candidate}-{step.reason}-{now:%Y-%m-%dT%H}", step.message, now
+        )
     context.log.info(step.message)
     return MaterializeResult(metadata=_step_metadata(step, after))
 
 
 def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate | None:
-    """The candidate, if it may be rolled out: its verdict, its bytes and its place in the queue are looked at anew.
+    """The candidate, if it may be rolled out: its verdict, its bytes and its place in the queue are looked at
+    anew.
 
     Raises:
         Refused: with the reason that a person who launched this by hand reads.
@@ -137,7 +147,9 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
     if record["status"] == "rejected":
         raise Refused(f"{candidate} was rejected: {record['reason']}. Train a new candidate.")
     if record["status"] in ("launched", "trained", "evaluated", "attacked", "failed"):
-        raise Refused(f"{candidate} is '{record['status']}' and has no verdict yet: run the job 'lap' for it first")
+        raise Refused(
+            f"{candidate} is '{record['status']}' and has no verdict yet: run the job 'lap' for it first"
+        )
     if record["status"] in ("live", "superseded"):
         raise Refused(f"{candidate} is {record['status']} already; there is no step to take")
     if seen.candidate not in (None, candidate):
@@ -145,12 +157,16 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
     model_id = record["model_id"]
     verdict = state.read(env.store, verdict_key(model_id))
     if not verdict.get("passed") or verdict.get("candidate") != candidate:
-        raise Refused(f"{candidate} has no passing verdict: {'; '.join(verdict.get('reasons', ['none was written']))}")
+        raise Refused(
+            f"{candidate} has no passing verdict: {'; '.join(verdict.get('reasons', ['none was written']))}"
+        )
     if verdict["manifest_sha256"] != _manifest_digest(env.store, model_id):
         raise Refused(f"the manifest of {model_id} is not the one that was judged: train a new candidate")
     attack = env.store.get_json(f"evaluations/{model_id}/attack.json")
     if not attack["passed"] or attack["digest"] != verdict["attack_digest"]:
-        raise Refused(f"the attack report of {model_id} is not the one that was judged: run 'attack_report' again")
+        raise Refused(
+            f"the attack report of {model_id} is not the one that was judged: run 'attack_report' again"
+        )
     try:
         verify(fetch(env.store, model_id, env.settings.home / "cache"))
     except RedQueenError as error:
@@ -169,7 +185,9 @@ def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, n
     rows = signals.once(read_hours(env.store, "predictions", start, end))
     if rows.is_empty():
         return Evidence(approval=approval, holds=holds)
-    age = (now - rows["ts"].max()).total_seconds() / 3600  # type: ignore[operator]
+    newest = rows["ts"].max()
+    assert isinstance(newest, datetime)
+    age = (now - newest).total_seconds() / 3600
     if seen.stage == rollout.SHADOW:
         shadow = rollout.compare_shadow(rows.filter(pl.col("stage") == rollout.SHADOW))
         return Evidence(shadow=shadow, telemetry_age_hours=age, approval=approval, holds=holds)

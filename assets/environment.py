@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from dagster import ConfigurableResource
+from pydantic import ConfigDict
 
 from redqueen.clock import Clock, open_clock
 from redqueen.settings import Settings, load_settings
@@ -17,7 +18,7 @@ class Environment(ConfigurableResource):
     home: str | None = None
     """The home directory; `RQ_HOME`, then `.redqueen`, when not given."""
 
-    model_config = {"frozen": True, "ignored_types": (cached_property,)}
+    model_config = ConfigDict(frozen=True, ignored_types=(cached_property,))
 
     @cached_property
     def settings(self) -> Settings:

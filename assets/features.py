@@ -1,6 +1,6 @@
-"""Features of every event of an hour, by the same code that serving runs. Declarations are in `redqueen.features`."""
-
-from typing import Any
+"""Features of every event of an hour, by the same code that serving runs. Declarations are in
+`redqueen.features`.
+"""
 
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord, asset
 
@@ -26,8 +26,8 @@ from redqueen.tables import HOUR, read_hours, write_part
 def features(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
     """Text and behaviour features of each event, as they were at the moment the event happened.
 
-    Computed from the hour and the lookback before it, so no value depends on anything later. A mean that leaves
-    its usual range shows here first, before it shows in the scores.
+    Computed from the hour and the lookback before it, so no value depends on anything later. A mean that
+    leaves its usual range shows here first, before it shows in the scores.
     """
     hours = hours_of(context)
     start, end = hours[0], hours[-1] + HOUR
@@ -35,7 +35,9 @@ def features(context: AssetExecutionContext, env: Environment) -> MaterializeRes
     lookback = read_hours(env.store, "ingested/events", start - declared.LOOKBACK, start)
     table = declared.featurise(rows, lookback, behaviour=env.settings.behaviour)
     if table.height != rows.height:
-        raise ValueError(f"features have {table.height} rows for {rows.height} events of {start:%Y-%m-%d %H}h")
+        raise ValueError(
+            f"features have {table.height} rows for {rows.height} events of {start:%Y-%m-%d %H}h"
+        )
     by_hour = table.join(rows.select("event_id", "received_at"), on="event_id", how="left")
     for hour in hours:
         part = by_hour.filter(by_hour["received_at"].dt.truncate("1h") == hour).drop("received_at")

@@ -1,12 +1,11 @@
 """Where data enters: what landed in the store becomes checked tables; what cannot be used goes to quarantine.
 
-Producers drop files under `events/dt=/hr=/` and `labels/dt=/hr=/`, by the hour of arrival. These two assets read
-one hour's files, refuse rows that break the contract with a reason, and write the rest to `ingested/`. Rules for
-rows are in `redqueen.ingest`; what is expected of the batch as a whole is in `assets.expectations`.
+Producers drop files under `events/dt=/hr=/` and `labels/dt=/hr=/`, by the hour of arrival. These two assets
+read one hour's files, refuse rows that break the contract with a reason, and write the rest to `ingested/`.
+Rules for rows are in `redqueen.ingest`; what is expected of the batch as a whole is in `assets.expectations`.
 """
 
 from datetime import datetime
-from typing import Any
 
 import polars as pl
 from dagster import (
@@ -88,15 +87,17 @@ def _materialize(context: AssetExecutionContext, env: Environment, table: str) -
     freshness_policy=FRESH,
     retry_policy=RETRY,
     check_specs=[
-        AssetCheckSpec("events_expectations", asset="events", blocking=True, description="Contract of events."),
+        AssetCheckSpec(
+            "events_expectations", asset="events", blocking=True, description="Contract of events."
+        ),
         AssetCheckSpec("events_quality", asset="events", description="Worth a look, stops nothing."),
     ],
 )
 def events(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
     """Messages, friend requests and joins that arrived in the hour, checked.
 
-    If `refused` jumps, a producer changed its format: see `quarantine/events/` for rows and reasons. Nothing is
-    lost; fix the producer and materialize the hour again.
+    If `refused` jumps, a producer changed its format: see `quarantine/events/` for rows and reasons. Nothing
+    is lost; fix the producer and materialize the hour again.
     """
     return _materialize(context, env, "events")
 
@@ -111,12 +112,15 @@ def events(context: AssetExecutionContext, env: Environment) -> MaterializeResul
     freshness_policy=FRESH,
     retry_policy=RETRY,
     check_specs=[
-        AssetCheckSpec("labels_expectations", asset="labels", blocking=True, description="Contract of labels."),
+        AssetCheckSpec(
+            "labels_expectations", asset="labels", blocking=True, description="Contract of labels."
+        ),
         AssetCheckSpec("labels_quality", asset="labels", description="Worth a look, stops nothing."),
     ],
 )
 def labels(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
-    """Judgements that reached us in the hour, from moderators, reports, appeals, honeypots and the audit slice.
+    """Judgements that reached us in the hour, from moderators, reports, appeals, honeypots and the audit
+    slice.
 
     Few rows here means the loop is going blind: evasion cannot be measured and no retrain may start.
     """

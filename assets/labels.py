@@ -5,7 +5,6 @@ become a probability is in `redqueen.labels`; who is asked to judge what is in `
 """
 
 from datetime import UTC, datetime
-from typing import Any
 
 import polars as pl
 from dagster import AssetExecutionContext, Config, MaterializeResult, asset
@@ -37,7 +36,9 @@ def gold_key(candidate: str) -> str:
 
 
 def _instant(env: Environment, config: AsOf, candidate: str) -> datetime:
-    """The instant of a candidate's snapshot: once chosen it stays, so that a killed lap continues the same one."""
+    """The instant of a candidate's snapshot: once chosen it stays, so that a killed lap continues the same
+    one.
+    """
     chosen = state.read(env.store, state.candidate_key(candidate)).get("as_of")
     wanted = config.as_of or chosen
     if wanted is None:
@@ -45,7 +46,9 @@ def _instant(env: Environment, config: AsOf, candidate: str) -> datetime:
     try:
         instant = datetime.fromisoformat(wanted)
     except ValueError:
-        raise InvalidInput(f"as_of '{wanted}' is not an ISO 8601 instant, such as 2026-01-03T14:00:00Z") from None
+        raise InvalidInput(
+            f"as_of '{wanted}' is not an ISO 8601 instant, such as 2026-01-03T14:00:00Z"
+        ) from None
     return (instant if instant.tzinfo else instant.replace(tzinfo=UTC)).astimezone(UTC)
 
 
@@ -62,8 +65,8 @@ def _instant(env: Environment, config: AsOf, candidate: str) -> datetime:
 def gold_labels(context: AssetExecutionContext, env: Environment, config: AsOf) -> MaterializeResult:
     """What was abuse, as far as it was known at one instant: votes of all sources, weighed by reliability.
 
-    The first step of a lap. Launched by hand it takes an `as_of`; nothing that reached us later is used, whatever
-    date it carries.
+    The first step of a lap. Launched by hand it takes an `as_of`; nothing that reached us later is used,
+    whatever date it carries.
     """
     candidate = context.partition_key
     as_of = _instant(env, config, candidate)
@@ -91,7 +94,7 @@ def gold_labels(context: AssetExecutionContext, env: Environment, config: AsOf) 
             "as_of": as_of.isoformat(),
             "judged_events": gold["event_id"].n_unique(),
             "abusive_events": gold.filter(pl.col("p_abuse") >= 0.5)["event_id"].n_unique(),
-            "mature_share": round(float(gold["mature"].cast(pl.Float64).mean() or 0.0), 4),
+            "mature_share": round(float(gold["mature"].sum()) / max(gold.height, 1), 4),
             **{f"votes_{row['source']}": row["count"] for row in by_source.iter_rows(named=True)},
         }
     )
@@ -109,9 +112,11 @@ def gold_labels(context: AssetExecutionContext, env: Environment, config: AsOf) 
     retry_policy=RETRY,
 )
 def review_requests(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
-    """Messages that people are asked to judge: a random audit slice whatever the score, then the doubtful ones.
+    """Messages that people are asked to judge: a random audit slice whatever the score, then the doubtful
+    ones.
 
-    The audit slice is what recall is measured on without the detector's own bias; it must never be switched off.
+    The audit slice is what recall is measured on without the detector's own bias; it must never be switched
+    off.
     """
     counts = {"audit": 0, "uncertain": 0, "acted_on": 0}
     for hour in hours_of(context):

@@ -1,7 +1,7 @@
 """What watches the live detector: the answers serving gave, and the hour's one record of signals.
 
-Figures and alarms are defined in `redqueen.drift`, `redqueen.adaptation` and `redqueen.signals`; what follows from
-them is decided in `redqueen.policy`, asked by the sensors.
+Figures and alarms are defined in `redqueen.drift`, `redqueen.adaptation` and `redqueen.signals`; what follows
+from them is decided in `redqueen.policy`, asked by the sensors.
 """
 
 import os
@@ -69,8 +69,8 @@ def reference_key(model_id: str) -> str:
 def served(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
     """What the scoring service answered in the hour, each answer once.
 
-    `degraded` above zero: a model or the features failed and a simpler answer was given; ask the service for its
-    state. No rows at all while a model is live: the service is down or its log does not reach the store.
+    `degraded` above zero: a model or the features failed and a simpler answer was given; ask the service for
+    its state. No rows at all while a model is live: the service is down or its log does not reach the store.
     """
     figures: dict[str, Any] = {"rows": 0, "duplicates": 0, "degraded": 0, "n_events": 0}
     frames = []
@@ -141,8 +141,8 @@ class Watching(Config):
 def signals(context: AssetExecutionContext, env: Environment, config: Watching) -> MaterializeResult:
     """One record an hour: drift against the champion's reference, attackers' adaptation, health.
 
-    This is what the sensors read. `evasion_rate` is the share of later-labelled abusers that got through; when it
-    alarms, attackers have found a way around the live detector.
+    This is what the sensors read. `evasion_rate` is the share of later-labelled abusers that got through;
+    when it alarms, attackers have found a way around the live detector.
     """
     hours = hours_of(context)
     record = None
@@ -217,10 +217,14 @@ def _counts(env: Environment, until: datetime) -> LabelCounts:
     since = max((datetime.fromisoformat(at) for at in spent), default=None)
     hours = landed_hours(env.store, "ingested/labels")
     start = since.replace(minute=0) if since else (hours[0] if hours else until)
-    return watching.label_counts(read_hours(env.store, "ingested/labels", start, until), since, env.settings.trusted_sources)
+    return watching.label_counts(
+        read_hours(env.store, "ingested/labels", start, until), since, env.settings.trusted_sources
+    )
 
 
-def _drift(env: Environment, champion: str, rows: pl.DataFrame, hour: datetime, *, html: bool) -> DriftFigures | None:
+def _drift(
+    env: Environment, champion: str, rows: pl.DataFrame, hour: datetime, *, html: bool
+) -> DriftFigures | None:
     """Evidently's figures on frozen-bin codes; None while the champion has no reference or no traffic."""
     stored = state.read(env.store, reference_key(champion))
     if not stored or rows.is_empty():
@@ -290,7 +294,7 @@ def _signals_metadata(env: Environment, record: watching.Watched) -> dict[str, A
 
 
 def report_url(env: Environment, key: str) -> str:
-    """Where a browser finds a report: the reports server that `make ui` starts, or the store's own address."""
+    """Where a browser finds a report: the reports server of `make ui`, or the store's own address."""
     base = env.settings.reports_url
     return f"{base}/{key.removeprefix('reports/')}" if base else env.store.url(key)
 

@@ -1,8 +1,8 @@
 """From gold labels to a trained candidate and its evaluation.
 
-Training runs in a process of its own (Dagster Pipes), so that the orchestrator never loads torch and a training
-that runs wild can be stopped. What is learnt, and how, is in `models.training`; what a training set is made of in
-`redqueen.trainingset`.
+Training runs in a process of its own (Dagster Pipes), so that the orchestrator never loads torch and a
+training that runs wild can be stopped. What is learnt, and how, is in `models.training`; what a training set
+is made of in `redqueen.trainingset`.
 """
 
 import json
@@ -111,7 +111,8 @@ def candidate_model(
 ) -> MaterializeResult:
     """The trained detector: text encoder, trees on behaviour, a linear baseline beside them, calibrated.
 
-    Progress streams into this run's log. `selected` says which is served: the baseline wins where it is as good.
+    Progress streams into this run's log. `selected` says which is served: the baseline wins where it is as
+    good.
     """
     from models.bundle import publish
     from models.train import TrainingSpec
@@ -186,8 +187,8 @@ def _draw_curve(axes: Any, curve: list[dict[str, float]]) -> None:
             "evaluation_gate",
             asset="evaluation",
             blocking=True,
-            description="On messages it has not seen: enough recall, false positives within budget, and not worse "
-            "than the champion.",
+            description="On messages it has not seen: enough recall, false positives within budget, and not "
+            "worse than the champion.",
         )
     ],
 )
@@ -208,7 +209,11 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
         if model_id is not None:
             detector = Detector.load(fetch(env.store, model_id, cache))
-            matrix = held.select([f"f_{n}" for n in detector.feature_names]).to_numpy() if detector.feature_names else None
+            matrix = (
+                held.select([f"f_{n}" for n in detector.feature_names]).to_numpy()
+                if detector.feature_names
+                else None
+            )
             scores = detector.score(held["text"].to_list(), matrix)
             reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
     verdict = judging.gate(reports["candidate"], reports.get("champion"), env.settings.fpr_budget)
@@ -249,7 +254,9 @@ def _evaluation_metadata(reports: dict[str, judging.Report]) -> dict[str, Any]:
     for role, report in reports.items():
         metadata |= {f"{role}_recall": round(report.recall, 4), f"{role}_fpr": round(report.fpr, 4)}
     slices = [
-        TableRecord({"slice": name, "abusive": s.n_abuse, "recall": round(s.recall, 3), "fpr": round(s.fpr, 4)})
+        TableRecord(
+            {"slice": name, "abusive": s.n_abuse, "recall": round(s.recall, 3), "fpr": round(s.fpr, 4)}
+        )
         for name, s in reports["candidate"].slices.items()
     ]
     return metadata | {"slices": MetadataValue.table(slices)}

@@ -65,7 +65,8 @@ class Scope(StrEnum):
 @app.callback()
 def _home(
     home: Annotated[
-        Path | None, typer.Option(help="The home directory; default RQ_HOME, then .redqueen.", show_default=False)
+        Path | None,
+        typer.Option(help="The home directory; default RQ_HOME, then .redqueen.", show_default=False),
     ] = None,
 ) -> None:
     if home is not None:
@@ -77,14 +78,18 @@ def _open() -> tuple[Settings, ObjectStore]:
     return settings, open_store(settings)
 
 
-# -- running ------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 DataOption = Annotated[
     list[Path] | None, typer.Option("--data", help="Your own dated, labelled messages: files or directories.")
 ]
-TextOption = Annotated[str | None, typer.Option(help="Text column(s), comma separated. Default: found by name.")]
+TextOption = Annotated[
+    str | None, typer.Option(help="Text column(s), comma separated. Default: found by name.")
+]
 TimeOption = Annotated[str | None, typer.Option(help="Time column. Default: found by name.")]
-LabelOption = Annotated[str | None, typer.Option(help="Label column (0/1, ham/spam, ...). Default: found by name.")]
+LabelOption = Annotated[
+    str | None, typer.Option(help="Label column (0/1, ham/spam, ...). Default: found by name.")
+]
 ActorOption = Annotated[
     str | None, typer.Option(help="Sender column. Without one behaviour features are off.")
 ]
@@ -99,7 +104,9 @@ SeedOption = Annotated[int, typer.Option(help="Any number; the same seed gives t
 
 @app.command()
 def demo(
-    scenario: Annotated[Scenario, typer.Option(help="What happens to the simulated platform.")] = Scenario.attack,
+    scenario: Annotated[
+        Scenario, typer.Option(help="What happens to the simulated platform.")
+    ] = Scenario.attack,
     seed: SeedOption = 1,
     data: DataOption = None,
     text: TextOption = None,
@@ -114,7 +121,9 @@ def demo(
         bool, typer.Option("--feed", help="Only send traffic and labels to a running UI and service.")
     ] = False,
     hours: Annotated[int | None, typer.Option(help="With --feed: hours of traffic to send.")] = None,
-    seconds_per_hour: Annotated[float, typer.Option(help="With --feed: how long a simulated hour lasts.")] = 20.0,
+    seconds_per_hour: Annotated[
+        float, typer.Option(help="With --feed: how long a simulated hour lasts.")
+    ] = 20.0,
 ) -> None:
     """Run the whole lifecycle on a simulated platform, or on your own data."""
     from arena import demo as arena_demo
@@ -126,9 +135,7 @@ def demo(
     if data:
         from redqueen.importing import Columns
 
-        columns = Columns(
-            text=tuple(text.split(",")) if text else None, time=time, label=label, actor=actor
-        )
+        columns = Columns(text=tuple(text.split(",")) if text else None, time=time, label=label, actor=actor)
         told = arena_demo.replay(
             settings.home, data, columns, policy=policy, where=where, window=window.value,
             undated=undated.value, seed=seed, console=out,
@@ -167,7 +174,9 @@ def import_(
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port of the web server.")] = 3000,
-    read_only: Annotated[bool, typer.Option("--read-only", help="No launches, no switches: for on call.")] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="No launches, no switches: for on call.")
+    ] = False,
 ) -> None:
     """Open Dagster on this home: web server and daemon."""
     from dagster_project.ui import serve_ui
@@ -198,7 +207,9 @@ def score(
     settings, store = _open()
     live = state.rollout_state(store).champion
     if live is None:
-        raise RedQueenError("no model is live in this home yet: run `make demo`, or `make ui` with its sensors on")
+        raise RedQueenError(
+            "no model is live in this home yet: run `make demo`, or `make ui` with its sensors on"
+        )
     texts = [line.rstrip("\n") for line in sys.stdin] if message == ["-"] else message
     detector = Detector.load(fetch(store, live, settings.home / "cache"))
     scores = detector.score(texts)
@@ -215,7 +226,7 @@ def _thresholds(detector: Any) -> str:
     return ", ".join(f"{policy} {threshold:.3f}" for policy, threshold in pairs)
 
 
-# -- reading ------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -245,7 +256,16 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
     if as_json:
         typer.echo(json.dumps(facts, indent=1, default=str))
         return
-    for name in ("now", "champion", "challenger", "stage", "message", "in_flight", "last_window", "monitoring"):
+    for name in (
+        "now",
+        "champion",
+        "challenger",
+        "stage",
+        "message",
+        "in_flight",
+        "last_window",
+        "monitoring",
+    ):
         out.print(f"[bold]{name:12}[/] {facts[name] or '-'}")
     for hold in loop.holds:
         out.print(f"[yellow]frozen[/]       {hold.scope} by {hold.owner} until {hold.until}: {hold.reason}")
@@ -257,7 +277,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
 
 @app.command()
 def why(
-    candidate: Annotated[str | None, typer.Argument(help="A candidate; default: the latest decisions.")] = None,
+    candidate: Annotated[
+        str | None, typer.Argument(help="A candidate; default: the latest decisions.")
+    ] = None,
     limit: Annotated[int, typer.Option(help="How many decisions.")] = 10,
     everything: Annotated[bool, typer.Option("--all", help="Also decisions to do nothing.")] = False,
 ) -> None:
@@ -270,8 +292,8 @@ def why(
     for decision in state.decisions(store):
         if decision["action"] == "none" and not everything:
             continue
-        out.print(f"[bold]{decision['window'][:16]}[/]  {decision['scope']:12} [bold]{decision['action']}[/]  "
-                  f"{decision['message']}")  # fmt: skip
+        head = f"[bold]{decision['window'][:16]}[/]  {decision['scope']:12} [bold]{decision['action']}[/]"
+        out.print(f"{head}  {decision['message']}")
         for reason in decision.get("reasons", ()):
             out.print(f"{'':19}because {reason}")
         for held in decision.get("held_by", ()):
@@ -317,7 +339,7 @@ def doctor() -> None:
     raise typer.Exit(int(broken))
 
 
-# -- stopping and going back --------------------------------------------------------------------------------------
+# -- stopping and going back ---------------------------------------------------------------------------------
 
 
 @app.command()
@@ -333,7 +355,10 @@ def freeze(
     settings, store = _open()
     until = open_clock(settings, store).now() + timedelta(hours=hours)
     state.freeze(store, Hold(scope=scope.value, owner=owner or getpass.getuser(), reason=reason, until=until))
-    out.print(f"{scope.value} is frozen until {until:%Y-%m-%d %H:%M} UTC. `redqueen unfreeze {scope.value}` lifts it.")
+    out.print(
+        f"{scope.value} is frozen until {until:%Y-%m-%d %H:%M} UTC. "
+        f"`redqueen unfreeze {scope.value}` lifts it."
+    )
 
 
 @app.command()

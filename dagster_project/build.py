@@ -7,7 +7,7 @@ import dagster as dg
 from assets import adversarial, deployment, features, ingest, labels, monitoring, training
 from assets.environment import Environment
 from dagster_project.jobs import JOBS
-from sensors import alerts, adaptation, drift, rollout
+from sensors import adaptation, alerts, drift, rollout
 from sensors import labels as label_sensors
 
 ASSET_MODULES = (ingest, labels, features, training, adversarial, deployment, monitoring)
@@ -38,6 +38,7 @@ def build_defs(*, environment: Environment | None = None) -> dg.Definitions:
             alerts.watch_the_watchers,
         ],
         resources={"env": environment or Environment(), "pipes": dg.PipesSubprocessClient()},
-        # Light steps: a process each would cost more than the work. Training has a process of its own (Pipes).
+        # Light steps: a process each would cost more than the work. Training has a process of its own
+        # (Pipes).
         executor=dg.in_process_executor,
     )

@@ -39,8 +39,9 @@ def text(spec: TrainingSpec, metrics: dict[str, Any]) -> str:
             *_policies(held["by_policy"], metrics["thresholds"]),
             "",
             "## Limits",
-            "Labels are people's votes, late and sometimes wrong. Abuse of a kind not in the snapshot is found by "
-            "chance. Languages other than those in the snapshot were not measured. Meant to be retrained, not kept.",
+            "Labels are people's votes, late and sometimes wrong. Abuse of a kind not in the snapshot is "
+            "found by chance. Languages other than those in the snapshot were not measured. Meant to be "
+            "retrained, not kept.",
             "",
         ]
     )

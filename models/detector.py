@@ -83,8 +83,9 @@ class Detector:
             logits["linear"] = self._parts["linear"].logits([v.canonical for v in views])
         if "encoder" in self._parts:
             logits["encoder"] = self._parts["encoder"].logits(views)
-        if features is not None and "trees" in self._parts:
-            logits["trees"] = self._parts["trees"].logits(self._checked(features, len(views)))
+        known = None if features is None else self._checked(features, len(views))
+        if known is not None and "trees" in self._parts:
+            logits["trees"] = self._parts["trees"].logits(known)
         return self._fusion.probabilities(logits)
 
     def score_texts(self, texts: Sequence[str]) -> Floats:

@@ -173,7 +173,7 @@ def finish(
     weight: Floats,
     fpr_budget: float,
 ) -> Fusion:
-    """Thresholds for both voices on held-out messages, the text-only voice shifted onto the same thresholds."""
+    """Thresholds on held-out messages; the text-only voice is shifted so that the same ones hold for it."""
     share = fpr_budget * BUDGET_SHARE
     floor = float(log_odds(np.asarray(LEAST_PROBABILITY)))
     cuts = np.round(np.maximum(cut(full.logits(logits), ~abusive, weight, share), floor), 6)

@@ -332,7 +332,7 @@ def _rehearsal_metrics(
     clean: dict[str, npt.NDArray[np.float32]],
     rough: dict[str, npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Each combination on the later half, acted on where exactly the budget of its benign messages is spent."""
+    """Each combination on the later half, acted on where just the budget of its benign messages is spent."""
     late = _halves(rows)[1]
     part = Slice(data.targets[rows[late]], data.weight[rows[late]])
     rough_late = np.flatnonzero(np.flatnonzero(data.abusive[rows]) >= late[0]) if len(late) else late

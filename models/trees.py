@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Trees:
-    """One booster with an output per policy. A missing feature is NaN and follows the learnt default branch."""
+    """One booster with an output per policy. A missing feature is NaN and takes the branch learnt for it."""
 
     booster: Any
     policies: int

@@ -1,4 +1,6 @@
-"""Waking somebody up: once per cause, to the log, the store and a webhook. Deciding what is worth it is not here."""
+"""Waking somebody up: once per cause, to the log, the store and a webhook. Deciding what is worth it is not
+here.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ logger = logging.getLogger("redqueen.alerts")
 def send(store: ObjectStore, settings: Settings, cause: str, message: str, now: datetime) -> bool:
     """Alert about `cause`, unless it was alerted about before; whether this call did.
 
-    The alert is written to the store before the webhook is called, so that a webhook that is down loses nothing:
-    `redqueen status` shows it, and the entry says that it was not delivered.
+    The alert is written to the store before the webhook is called, so that a webhook that is down loses
+    nothing: `redqueen status` shows it, and the entry says that it was not delivered.
     """
     key = f"state/alerts/{re.sub(r'[^A-Za-z0-9._-]+', '-', cause)}.json"
     entry = {"cause": cause, "message": message, "at": now.isoformat(), "delivered": None}
@@ -35,7 +37,9 @@ def _post(url: str, cause: str, message: str) -> bool:
     import httpx
 
     try:
-        httpx.post(url, json={"text": f"Red Queen: {message}", "cause": cause}, timeout=5.0).raise_for_status()
+        httpx.post(
+            url, json={"text": f"Red Queen: {message}", "cause": cause}, timeout=5.0
+        ).raise_for_status()
     except httpx.HTTPError as error:
         logger.error("the alert webhook did not take '%s': %s", cause, type(error).__name__)
         return False

@@ -1,7 +1,8 @@
 """What time it is: the wall's time, a fixed time, or the time a simulation says it is.
 
 The demo and the arena move a clock kept in the store (`state/clock.json`), so that sensors, assets and the
-scoring service, each in a process of its own, agree about the simulated hour. Production sets `RQ_CLOCK=wall`.
+scoring service, each in a process of its own, agree about the simulated hour. Production sets
+`RQ_CLOCK=wall`.
 """
 
 from __future__ import annotations

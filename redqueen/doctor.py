@@ -1,4 +1,4 @@
-"""Is this home fit to run? Every check says what is wrong and what to do; none changes anything that lasts."""
+"""Is this home fit to run? Every check says what is wrong and what to do; none leaves a trace."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield Finding("store", False, f"{error}. Check RQ_STORE_URL and RQ_S3_ENDPOINT_URL.")
         return
     except Exception as error:  # boto3 raises errors of its own for each way a network can fail
-        yield Finding("store", False, f"{type(error).__name__}: {error}. Check RQ_STORE_URL and the credentials.")
+        yield Finding(
+            "store", False, f"{type(error).__name__}: {error}. Check RQ_STORE_URL and the credentials."
+        )
         return
     yield Finding("store", True, f"{store!r}; conditional writes hold")
     for check in (_clock, _rollout, _holds, _monitoring):
@@ -46,11 +48,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _alerts(settings)
 
 
-def _guarded(check: Callable[[Settings, ObjectStore], Finding], settings: Settings, store: ObjectStore) -> Finding:
+def _guarded(
+    check: Callable[[Settings, ObjectStore], Finding], settings: Settings, store: ObjectStore
+) -> Finding:
     try:
         return check(settings, store)
     except Exception as error:
-        return Finding(check.__name__.lstrip("_"), False, f"could not be read: {type(error).__name__}: {error}")
+        return Finding(
+            check.__name__.lstrip("_"), False, f"could not be read: {type(error).__name__}: {error}"
+        )
 
 
 def _home(settings: Settings) -> Finding:
@@ -68,16 +74,22 @@ def _home(settings: Settings) -> Finding:
 def _clock(settings: Settings, store: ObjectStore) -> Finding:
     now = open_clock(settings, store).now()
     if settings.clock == "auto" and store.exists(CLOCK_KEY):
-        return Finding("clock", None, f"a simulation holds it at {now:%Y-%m-%d %H:%M} UTC; production sets RQ_CLOCK=wall")
+        return Finding(
+            "clock", None, f"a simulation holds it at {now:%Y-%m-%d %H:%M} UTC; production sets RQ_CLOCK=wall"
+        )
     return Finding("clock", True, f"{now:%Y-%m-%d %H:%M} UTC")
 
 
 def _rollout(settings: Settings, store: ObjectStore) -> Finding:
     live = state.rollout_state(store)
     if live.champion is None:
-        return Finding("rollout", None, "no model is live yet: every message is allowed until the first lap is done")
+        return Finding(
+            "rollout", None, "no model is live yet: every message is allowed until the first lap is done"
+        )
     if not store.exists(f"models/{live.champion}/manifest.json"):
-        return Finding("rollout", False, f"the live model {live.champion} is not in the store: `redqueen rollback`")
+        return Finding(
+            "rollout", False, f"the live model {live.champion} is not in the store: `redqueen rollback`"
+        )
     return Finding("rollout", True, f"{live.champion} is live, stage {live.stage}: {live.message}")
 
 
@@ -107,5 +119,7 @@ def _encoder(settings: Settings) -> Finding:
 
 def _alerts(settings: Settings) -> Finding:
     if settings.alert_webhook is None:
-        return Finding("alerts", None, "go to the log and the store only; set RQ_ALERT_WEBHOOK to be woken up")
+        return Finding(
+            "alerts", None, "go to the log and the store only; set RQ_ALERT_WEBHOOK to be woken up"
+        )
     return Finding("alerts", True, "are posted to the webhook")

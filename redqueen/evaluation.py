@@ -1,4 +1,6 @@
-"""How good is a detector on messages it has not seen, and is that good enough? Pure: scores come in, a verdict out."""
+"""How good is a detector on messages it has not seen, and is that good enough? Pure: scores come in, a
+verdict out.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,8 @@ import numpy.typing as npt
 import polars as pl
 
 from redqueen.adaptation import wilson
+
+Mask = npt.NDArray[np.bool_]
 
 MIN_RECALL = 0.5
 """A detector that misses half of what it was shown examples of is broken, whatever it replaces."""
@@ -68,9 +72,9 @@ def judge(
         scores: [n, P] calibrated probabilities, columns in the order of `policies`.
         thresholds: [P].
     """
-    acted = (np.asarray(scores) >= np.asarray(thresholds)).any(axis=1)
-    targets = rows.select([f"p_{p}" for p in policies]).to_numpy() >= 0.5
-    abuse = targets.any(axis=1)
+    acted: Mask = np.any(np.asarray(scores) >= np.asarray(thresholds), axis=1)
+    targets: Mask = rows.select([f"p_{p}" for p in policies]).to_numpy() >= 0.5
+    abuse: Mask = np.any(targets, axis=1)
     everything = np.ones(len(abuse), dtype=bool)
     overall = _share(acted, abuse, everything)
     recall_low = wilson(float(acted[abuse].sum()), float(abuse.sum()))[0]
@@ -78,12 +82,10 @@ def judge(
     slices = {f"policy {p}": _share(acted, abuse, targets[:, i] | ~abuse) for i, p in enumerate(policies)}
     slices |= {name: _share(acted, abuse, chosen) for name, chosen in _slices(rows)}
     kept = {name: s for name, s in slices.items() if s.n_abuse + s.n_benign >= MIN_SLICE}
-    return Report(
-        overall.n_abuse, overall.n_benign, overall.recall, recall_low, overall.fpr, fpr_low, kept
-    )
+    return Report(overall.n_abuse, overall.n_benign, overall.recall, recall_low, overall.fpr, fpr_low, kept)
 
 
-def _slices(rows: pl.DataFrame) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _slices(rows: pl.DataFrame) -> list[tuple[str, Mask]]:
     found = []
     age = next((c for c in rows.columns if c.startswith("f_") and "account_age" in c), None)
     if age is not None and rows[age].is_not_nan().any():
@@ -93,7 +95,7 @@ def _slices(rows: pl.DataFrame) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     return [*found, ("attacks that once worked", hard)]
 
 
-def _share(acted: npt.NDArray[Any], abuse: npt.NDArray[Any], chosen: npt.NDArray[Any]) -> Share:
+def _share(acted: Mask, abuse: Mask, chosen: Mask) -> Share:
     bad, good = abuse & chosen, ~abuse & chosen
     return Share(
         n_abuse=int(bad.sum()),
@@ -112,7 +114,9 @@ def gate(candidate: Report, champion: Report | None, budget: float) -> Verdict:
     """
     broken = []
     if candidate.recall < MIN_RECALL:
-        broken.append(f"recall {candidate.recall:.1%} on unseen messages, at least {MIN_RECALL:.0%} is needed")
+        broken.append(
+            f"recall {candidate.recall:.1%} on unseen messages, at least {MIN_RECALL:.0%} is needed"
+        )
     if candidate.fpr_low > MAX_FPR_OVER_BUDGET * budget:
         broken.append(f"false positives {candidate.fpr:.2%} on unseen messages, the budget is {budget:.2%}")
     if champion is not None and candidate.recall < champion.recall - RECALL_SLACK:
@@ -121,7 +125,8 @@ def gate(candidate: Report, champion: Report | None, budget: float) -> Verdict:
         return Verdict(False, tuple(broken))
     against = f", champion {champion.recall:.1%}" if champion else ""
     return Verdict(
-        True, (f"recall {candidate.recall:.1%}{against}, false positives {candidate.fpr:.2%} on unseen messages",)
+        True,
+        (f"recall {candidate.recall:.1%}{against}, false positives {candidate.fpr:.2%} on unseen messages",),
     )
 
 

@@ -1,4 +1,5 @@
-"""Moving the rollout: the one way in which a step becomes state, for the deployment asset and for people alike.
+"""Moving the rollout: the one way in which a step becomes state, for the deployment asset and for people
+alike.
 
 Deciding is `redqueen.rollout`'s, keeping is `redqueen.state`'s; this module joins them, so that the log, the
 pointer and the candidates' records always tell one story.

@@ -96,7 +96,9 @@ class Settings(BaseSettings):
         1500, ge=1, description="Trusted labels that the first training needs before it starts."
     )
     min_class_labels: int = Field(
-        150, ge=1, description="Judged abusive, and judged benign, events that a first training needs at least."
+        150,
+        ge=1,
+        description="Judged abusive, and judged benign, events that a first training needs at least.",
     )
     trusted_sources: Annotated[tuple[str, ...], NoDecode] = Field(
         ("moderator", "audit", "honeypot"), description="Label sources that count towards those numbers."
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
     serving_max_ahead_hours: float = Field(
         2.0,
         gt=0,
-        description="How far an event's time may run ahead of the clock and still enter the behaviour windows.",
+        description="How far an event's time may run ahead of the clock and still count as behaviour.",
     )
     serving_operator_token: SecretStr | None = Field(
         None,
@@ -142,7 +144,8 @@ class Settings(BaseSettings):
     # watching
     sensor_interval_seconds: int = Field(30, ge=1, description="Least time between two ticks of a sensor.")
     reports_url: str = Field(
-        "http://127.0.0.1:3001", description="Where a browser finds drift reports; `make ui` serves them there."
+        "http://127.0.0.1:3001",
+        description="Where a browser finds drift reports; `make ui` serves them there.",
     )
     alert_webhook: str | None = Field(None, description="Where alerts are posted as JSON, besides the log.")
 

@@ -22,7 +22,9 @@ TRAILING = timedelta(hours=4)
 """How far back labels are still awaited before a figure that needs them is read."""
 
 REFERENCE_WINDOWS = 4
-"""The first windows of a champion, in which nobody has had time to adapt to it, are what later ones are held to."""
+"""The first windows of a champion, in which nobody has had time to adapt to it, are what later ones are held
+to.
+"""
 
 MIN_COVERAGE = 0.5
 """Below this share of messages with a prediction the watchers see too little to be believed."""
@@ -45,7 +47,9 @@ def answered(predictions: pl.DataFrame) -> pl.DataFrame:
     return decided.unique("event_id", keep="first", maintain_order=True)
 
 
-def drift_frame(predictions: pl.DataFrame, feature_names: Sequence[str], policies: Sequence[str]) -> pl.DataFrame:
+def drift_frame(
+    predictions: pl.DataFrame, feature_names: Sequence[str], policies: Sequence[str]
+) -> pl.DataFrame:
     """The columns that drift is measured on: features as served, and the score of each policy.
 
     Args:
@@ -74,7 +78,9 @@ def score_columns(policies: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{SCORE_PREFIX}{policy}" for policy in policies)
 
 
-def make_reference(predictions: pl.DataFrame, feature_names: Sequence[str], policies: Sequence[str]) -> Reference:
+def make_reference(
+    predictions: pl.DataFrame, feature_names: Sequence[str], policies: Sequence[str]
+) -> Reference:
     """Freeze what a model's traffic looked like while it was on its way to live."""
     frame = drift_frame(predictions, feature_names, policies)
     varied = [name for name in frame.columns if frame[name].is_not_nan().any()]
@@ -111,7 +117,11 @@ class Watched:
 
 
 def adaptation_figures(
-    trailing: pl.DataFrame, votes: pl.DataFrame, window: datetime, policies: Sequence[str], maturity_hours: float
+    trailing: pl.DataFrame,
+    votes: pl.DataFrame,
+    window: datetime,
+    policies: Sequence[str],
+    maturity_hours: float,
 ) -> AdaptationFigures:
     """The adaptation figures of the window that starts at `window`.
 
@@ -146,11 +156,15 @@ def watch(
         past: earlier records, oldest first, of any champion.
     """
     health, why = _health(champion, n_events, n_served)
-    bare = Signals(window=window, champion=champion, health=health, health_reason=why, drift=drift, labels=counts)
+    bare = Signals(
+        window=window, champion=champion, health=health, health_reason=why, drift=drift, labels=counts
+    )
     if champion is None or figures is None:
         return Watched(bare, {}, n_events, n_served, stage)
     own = [w.signals.figures for w in past if w.signals.champion == champion and w.signals.figures]
-    former = next((w.baselines for w in reversed(past) if w.signals.champion != champion and w.baselines), None)
+    former = next(
+        (w.baselines for w in reversed(past) if w.signals.champion != champion and w.baselines), None
+    )
     mine = [*own, figures]
     base = adaptation.baselines(mine[:REFERENCE_WINDOWS], fallback=former)
     later = mine[REFERENCE_WINDOWS:]

@@ -1,7 +1,7 @@
 """The loop's authoritative state in the store: decisions, candidates, rollout, retrains, holds.
 
-Everything that must survive a process and be agreed upon by several lives here, moved by compare-and-swap, and
-nowhere else: a sensor's cursor is a hint, never the truth. What to do with the state is decided in
+Everything that must survive a process and be agreed upon by several lives here, moved by compare-and-swap,
+and nowhere else: a sensor's cursor is a hint, never the truth. What to do with the state is decided in
 `redqueen.policy` and `redqueen.rollout`; this module only keeps it.
 """
 
@@ -70,7 +70,7 @@ def read(store: ObjectStore, key: str) -> dict[str, Any]:
         return {}
 
 
-# -- decisions ----------------------------------------------------------------------------------------------------
+# -- decisions -----------------------------------------------------------------------------------------------
 
 
 def decision_key(window: datetime, scope: str) -> str:
@@ -100,7 +100,7 @@ def decisions(store: ObjectStore, limit: int | None = None) -> list[dict[str, An
     return [{**store.get_json(k), "scope": k.rsplit("/", 1)[1].removesuffix(".json")} for k in keys[:limit]]
 
 
-# -- candidates ---------------------------------------------------------------------------------------------------
+# -- candidates ----------------------------------------------------------------------------------------------
 
 
 def candidate_key(candidate: str) -> str:
@@ -111,7 +111,7 @@ def candidate_key(candidate: str) -> str:
 def advance_candidate(
     store: ObjectStore, candidate: str, status: str, now: datetime, reason: str, **facts: Any
 ) -> dict[str, Any]:
-    """Move a candidate to `status` with a reason, keeping its history; the same move again changes nothing."""
+    """Move a candidate to `status` with a reason, keeping its history; the same move again is no move."""
 
     def change(record: dict[str, Any]) -> dict[str, Any] | None:
         history = record.get("history", [])
@@ -140,11 +140,13 @@ def all_candidates(store: ObjectStore) -> list[dict[str, Any]]:
 
 def waiting_candidate(store: ObjectStore, live: RolloutState) -> str | None:
     """The newest candidate that has passed its gates and waits for a rollout."""
-    waiting = [c for c in all_candidates(store) if c["status"] == "waiting" and c["candidate"] not in live.blocked]
+    waiting = [
+        c for c in all_candidates(store) if c["status"] == "waiting" and c["candidate"] not in live.blocked
+    ]
     return str(max(waiting, key=lambda c: c["updated_at"])["candidate"]) if waiting else None
 
 
-# -- rollout ------------------------------------------------------------------------------------------------------
+# -- rollout -------------------------------------------------------------------------------------------------
 
 
 def rollout_state(store: ObjectStore) -> RolloutState:
@@ -153,11 +155,13 @@ def rollout_state(store: ObjectStore) -> RolloutState:
     return RolloutState.from_dict(found) if found else RolloutState.initial()
 
 
-def move_rollout(store: ObjectStore, seen: RolloutState, wanted: RolloutState, step: Mapping[str, Any]) -> None:
+def move_rollout(
+    store: ObjectStore, seen: RolloutState, wanted: RolloutState, step: Mapping[str, Any]
+) -> None:
     """Swap the rollout state from `seen` to `wanted`, and append the step to the log.
 
-    The log entry is claimed first: its number is the new version, so of two racing writers one cannot even write
-    its entry, and a writer killed between the two writes is completed by whoever comes next.
+    The log entry is claimed first: its number is the new version, so of two racing writers one cannot even
+    write its entry, and a writer killed between the two writes is completed by whoever comes next.
 
     Raises:
         Conflict: the state is no longer `seen`; read it again and decide again.
@@ -195,7 +199,7 @@ def rollout_log(store: ObjectStore) -> list[dict[str, Any]]:
     return [store.get_json(k) for k in store.list("rollout/log/")]
 
 
-# -- retrains and holds -------------------------------------------------------------------------------------------
+# -- retrains and holds --------------------------------------------------------------------------------------
 
 
 def spend_retrain(store: ObjectStore, candidate_name: str, at: datetime) -> None:
@@ -203,7 +207,11 @@ def spend_retrain(store: ObjectStore, candidate_name: str, at: datetime) -> None
 
     def change(loop: dict[str, Any]) -> dict[str, Any] | None:
         spent = loop.get("retrains", {})
-        return None if candidate_name in spent else {**loop, "retrains": {**spent, candidate_name: at.isoformat()}}
+        return (
+            None
+            if candidate_name in spent
+            else {**loop, "retrains": {**spent, candidate_name: at.isoformat()}}
+        )
 
     update(store, LOOP_KEY, change)
 
@@ -227,7 +235,9 @@ def freeze(store: ObjectStore, hold: Hold) -> None:
 def unfreeze(store: ObjectStore, scope: str) -> bool:
     """Lift the hold of `scope`; whether there was one."""
     before = len(read(store, HOLDS_KEY).get("holds", ()))
-    after = update(store, HOLDS_KEY, lambda f: {"holds": [h for h in f.get("holds", ()) if h["scope"] != scope]})
+    after = update(
+        store, HOLDS_KEY, lambda f: {"holds": [h for h in f.get("holds", ()) if h["scope"] != scope]}
+    )
     return len(after.get("holds", ())) < before
 
 
@@ -245,7 +255,7 @@ def loop_state(store: ObjectStore, now: datetime) -> LoopState:
 
 
 def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
-    """Claim the one place on the track for a lap; whether it was had. Asking again for the same lap is a yes."""
+    """Claim the one place on the track for a lap; whether it was had. Asking again is a yes again."""
     if in_flight(store, now) not in (None, candidate_name):
         return False
     claim = {"candidate": candidate_name, "at": now.isoformat()}

@@ -1,7 +1,8 @@
 """The object store: one protocol, a directory and S3.
 
-Whole objects only, written atomically. Safety rests on the two conditional writes: `put_if_absent` (append-only
-logs, claims) and `put_if_match` (state by compare-and-swap). `probe` proves at start that they really work.
+Whole objects only, written atomically. Safety rests on the two conditional writes: `put_if_absent`
+(append-only logs, claims) and `put_if_match` (state by compare-and-swap). `probe` proves at start that they
+really work.
 """
 
 from __future__ import annotations
@@ -126,8 +127,8 @@ def _checked(key: str) -> str:
 class DirectoryStore(_Encodings):
     """Objects as files below one directory.
 
-    A write goes to a temporary file, is flushed to disk and renamed, so a reader sees the old object or the new
-    one. Conditional writes hold an advisory lock on the key for the moment of the comparison.
+    A write goes to a temporary file, is flushed to disk and renamed, so a reader sees the old object or the
+    new one. Conditional writes hold an advisory lock on the key for the moment of the comparison.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -233,7 +234,9 @@ class S3Store(_Encodings):
         self._client: Any = boto3.client(
             "s3",
             endpoint_url=endpoint_url,
-            config=Config(retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=30),
+            config=Config(
+                retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=30
+            ),
         )
 
     def __repr__(self) -> str:

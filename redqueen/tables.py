@@ -1,4 +1,6 @@
-"""Reading and writing tables in the store by the hour of arrival. No validation here: that is `redqueen.ingest`."""
+"""Reading and writing tables in the store by the hour of arrival. No validation here: that is
+`redqueen.ingest`.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""From gold labels, features and texts to the rows a detector is trained on. Pure; reading is the asset's part.
+"""From gold labels, features and texts to the rows a detector is trained on. Pure; reading is the asset's
+part.
 
-A row is one labelled message with a soft target per policy (`p_<policy>`), a weight, a near-duplicate group, and
-the features `f_<name>` as they were when it happened.
+A row is one labelled message with a soft target per policy (`p_<policy>`), a weight, a near-duplicate group,
+and the features `f_<name>` as they were when it happened.
 """
 
 from __future__ import annotations
@@ -97,7 +98,9 @@ def _targets(gold: pl.DataFrame, policies: tuple[str, ...]) -> pl.DataFrame:
         pl.col("p_abuse").filter(pl.col("policy") == p).max().fill_null(0.0).cast(pl.Float32).alias(f"p_{p}")
         for p in policies
     ]
-    weight = pl.when(pl.col("mature").all()).then(1.0).otherwise(IMMATURE_WEIGHT).cast(pl.Float32).alias("weight")
+    weight = (
+        pl.when(pl.col("mature").all()).then(1.0).otherwise(IMMATURE_WEIGHT).cast(pl.Float32).alias("weight")
+    )
     return gold.group_by("event_id").agg(*columns, weight)
 
 
@@ -118,7 +121,7 @@ def _hard_rows(rows: pl.DataFrame, hard_examples: pl.DataFrame) -> pl.DataFrame:
 
 
 def _thin(rows: pl.DataFrame, policies: tuple[str, ...], max_rows: int) -> tuple[pl.DataFrame, int]:
-    """Keep all abuse and an even share of the benign rows, chosen by the id's hash so that a re-run agrees."""
+    """Keep all abuse and an even share of the benign rows, chosen by hash so that a re-run agrees."""
     surplus = rows.height - max_rows
     if surplus <= 0:
         return rows, 0

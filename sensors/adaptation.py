@@ -16,8 +16,8 @@ INTERVAL = load_settings().sensor_interval_seconds
     job_name="lap",
     minimum_interval_seconds=INTERVAL,
     default_status=DefaultSensorStatus.RUNNING,
-    description="Starts a lap when attackers have found a way: more abusers get through, more obfuscate, or more "
-    "sit just under the threshold. Each figure can fire by itself.",
+    description="Starts a lap when attackers have found a way: more abusers get through, more obfuscate, or "
+    "more sit just under the threshold. Each figure can fire by itself.",
 )
 def adaptation(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
     """Ask the policy whether attackers' adaptation calls for a lap."""

@@ -1,4 +1,4 @@
-"""What watches the watchers: failed runs, and monitoring that has gone silent. They alert and start nothing."""
+"""What watches the watchers: failed runs and silent monitoring. They alert and start nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INTERVAL = load_settings().sensor_interval_seconds
     name="run_failed",
     minimum_interval_seconds=INTERVAL,
     default_status=DefaultSensorStatus.RUNNING,
-    description="Alerts about every failed run, and marks its candidate as failed so that it blocks no other.",
+    description="Alerts about every failed run, and marks its candidate as failed: it blocks no other then.",
 )
 def run_failed(context: RunFailureSensorContext, env: Environment) -> None:
     """Alert, and free the lap that the run held."""
@@ -39,7 +39,9 @@ def run_failed(context: RunFailureSensorContext, env: Environment) -> None:
         return
     if record and record["status"] not in state.FINISHED and record.get("run_id") == run.run_id:
         state.advance_candidate(env.store, candidate, "failed", now, f"run {run.run_id[:8]} failed")
-    message = f"run {run.run_id[:8]} of job {run.job_name} failed; open it in Dagster for the step and its error"
+    message = (
+        f"run {run.run_id[:8]} of job {run.job_name} failed; open it in Dagster for the step and its error"
+    )
     alerts.send(env.store, env.settings, f"run-{run.run_id}", message, now)
 
 

@@ -1,4 +1,4 @@
-"""How a sensor asks for a retrain: the same way for all, so that every decision is recorded and claimed once."""
+"""How a sensor asks for a retrain: one way for all, so that every decision is recorded and claimed once."""
 
 from __future__ import annotations
 

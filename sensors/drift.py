@@ -13,7 +13,9 @@ from sensors.asking import ask, latest_signals
 INTERVAL = load_settings().sensor_interval_seconds
 
 
-def on_new_window(context: SensorEvaluationContext, env: Environment, trigger: str) -> SensorResult | SkipReason:
+def on_new_window(
+    context: SensorEvaluationContext, env: Environment, trigger: str
+) -> SensorResult | SkipReason:
     """Ask the policy once a window; a window without a live model is nobody's business."""
     history = latest_signals(env.store)
     if not history:

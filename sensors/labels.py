@@ -49,9 +49,13 @@ def _due(store: ObjectStore, now: datetime, seen: dict[str, str]) -> dict[dateti
     horizon = current - LATE_HOURS * HOUR if oldest is not None else datetime.min.replace(tzinfo=now.tzinfo)
     newest = max((datetime.fromisoformat(h) for h in seen), default=horizon)
     # Hours after the newest taken in are due however old: a daemon that was down for a day must catch up.
-    hours = [h for t in LANDINGS for h in landed_hours(store, t) if h < current and (h >= horizon or h > newest)]
+    hours = [
+        h for t in LANDINGS for h in landed_hours(store, t) if h < current and (h >= horizon or h > newest)
+    ]
     digests = {hour: _digest(store, hour) for hour in sorted(set(hours))}
-    return {hour: digest for hour, digest in digests.items() if digest and seen.get(hour.isoformat()) != digest}
+    return {
+        hour: digest for hour, digest in digests.items() if digest and seen.get(hour.isoformat()) != digest
+    }
 
 
 @sensor(
@@ -59,8 +63,8 @@ def _due(store: ObjectStore, now: datetime, seen: dict[str, str]) -> dict[dateti
     job_name="hour",
     minimum_interval_seconds=INTERVAL,
     default_status=DefaultSensorStatus.RUNNING,
-    description="Takes in each hour once it is over: events, labels and served predictions that landed. A late "
-    "file makes its hour run again.",
+    description="Takes in each hour once it is over: events, labels and served predictions that landed. A "
+    "late file makes its hour run again.",
 )
 def label_arrival(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
     """Request the job `hour` for every closed hour with new files."""

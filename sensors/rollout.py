@@ -26,8 +26,8 @@ INTERVAL = load_settings().sensor_interval_seconds
     job_name="rollout",
     minimum_interval_seconds=INTERVAL,
     default_status=DefaultSensorStatus.RUNNING,
-    description="Moves the candidate that is on its way: shadow, 1%, 5%, 25%, live, or back. Each step is decided "
-    "on evidence in the run it starts.",
+    description="Moves the candidate that is on its way: shadow, 1%, 5%, 25%, live, or back. Each step is "
+    "decided on evidence in the run it starts.",
 )
 def rollout(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
     """Request one step for each new window while a candidate is on its way."""
@@ -47,7 +47,10 @@ def rollout(context: SensorEvaluationContext, env: Environment) -> SensorResult 
             RunRequest(
                 run_key=f"rollout:{step}",
                 partition_key=candidate,
-                tags={"redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}", "redqueen/reason": f"next step from {live.stage}"},
+                tags={
+                    "redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}",
+                    "redqueen/reason": f"next step from {live.stage}",
+                },
             )
         ],
         cursor=json.dumps({"step": step, "why": why}),

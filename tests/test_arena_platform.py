@@ -164,6 +164,10 @@ def test_attackers_choose_what_the_detector_lets_through_within_their_budget() -
     assert len(sent) <= PROBE_BUDGET
     assert all(event.keys() == COLUMNS and event["kind"] == "dm" and event["text"] for event in sent)
     assert len({event["event_id"] for event in sent}) == len(sent)
+    assert mine.attackers.probe_truth.keys() == {event["event_id"] for event in sent}
+    times = [event["ts"] for event in sent]
+    assert times == sorted(times)
+    assert times[-1] < mine.hour(SHOCK).events[0]["ts"]
     rates = [rate for many in settled.values() for rate in many]
     assert np.mean(rates) >= 0.7
     hidden = [strategy.obfuscation for many in mine.attackers.strategies.values() for strategy in many]

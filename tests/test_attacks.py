@@ -272,7 +272,7 @@ def made(kept: Sequence[float], messages: int = 120) -> AttackReport:
 
 def test_the_gate_has_floors() -> None:
     assert gate(made([0.8, 0.7])).passed
-    low = gate(made([0.9, 0.1]))
+    low = gate(made([0.9, 0.05]))
     assert not low.passed
     assert "worst family, f1" in low.reasons[0]
     assert not gate(made([0.35, 0.36])).passed
@@ -339,3 +339,11 @@ def test_clopper_pearson_is_exact() -> None:
     assert high == pytest.approx(1 - 0.025 ** (1 / 100))
     low, high = clopper_pearson(5, 10)
     assert (low, high) == pytest.approx((0.18709, 0.81291), abs=1e-4)
+
+
+def test_a_candidate_below_a_floor_passes_only_where_the_live_champion_is_no_better() -> None:
+    weak = made([0.9, 0.05])
+    assert gate(weak, made([0.8, 0.05])).passed
+    refused = gate(weak, made([0.9, 0.07]))
+    assert not refused.passed
+    assert "worst family, f1" in refused.reasons[0]

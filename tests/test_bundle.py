@@ -150,7 +150,7 @@ def test_the_id_follows_what_the_model_answers_and_nothing_else(folder: Path) ->
     assert reseal(folder).model_id != before
 
 
-# -- through the store ---------------------------------------------------------------------------------------------
+# -- through the store ---------------------------------------------------------------------------------------
 
 
 def test_published_and_fetched_it_is_the_same_to_the_byte(
@@ -181,9 +181,7 @@ def test_a_broken_bundle_is_not_published(folder: Path, store: DirectoryStore) -
     assert store.list("models/") == []
 
 
-def test_an_upload_that_died_half_way_is_completed(
-    folder: Path, store: DirectoryStore, tmp_path: Path
-) -> None:
+def test_an_upload_that_died_is_completed(folder: Path, store: DirectoryStore, tmp_path: Path) -> None:
     model_id = bundle.verify(folder).model_id
     store.put(f"models/{model_id}/{bundle.ONNX}", (folder / bundle.ONNX).read_bytes())
     store.put(f"models/{model_id}/{bundle.METRICS}", b"of another attempt")
@@ -213,9 +211,7 @@ def test_a_spoilt_cache_is_fetched_again(folder: Path, store: DirectoryStore, tm
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [model_id]
 
 
-def test_many_fetch_at_once_and_all_get_the_model(
-    folder: Path, store: DirectoryStore, tmp_path: Path
-) -> None:
+def test_many_may_fetch_at_once(folder: Path, store: DirectoryStore, tmp_path: Path) -> None:
     model_id = bundle.publish(store, folder)
     with ThreadPoolExecutor(6) as pool:
         got = list(pool.map(lambda _: bundle.fetch(store, model_id, tmp_path / "cache"), range(6)))

@@ -108,9 +108,7 @@ def test_an_idle_tick_is_skipped_with_its_reason_and_no_interval_holds_it_back(d
 
 def test_only_the_named_sensor_is_evaluated(driver: Driver) -> None:
     driver.tick("hours_due")
-    ticked = {
-        name: driver._latest_tick(driver._sensor(name)) is not None for name in driver.sensor_names
-    }
+    ticked = {name: driver._latest_tick(driver._sensor(name)) is not None for name in driver.sensor_names}
     assert ticked == {name: name == "hours_due" for name in driver.sensor_names}
 
 

@@ -77,9 +77,7 @@ def trained(context: dg.AssetExecutionContext) -> None:
     note(f"trained {context.partition_key}")
 
 
-hour_job = dg.define_asset_job(
-    "hour", [raw, clean, features, signals], executor_def=dg.in_process_executor
-)
+hour_job = dg.define_asset_job("hour", [raw, clean, features, signals], executor_def=dg.in_process_executor)
 lap_job = dg.define_asset_job("lap", [trained], executor_def=dg.in_process_executor)
 
 

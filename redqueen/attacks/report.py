@@ -252,7 +252,7 @@ class GateLimits:
     """What a candidate must hold under attack; shares of recall at the fixed operating point."""
 
     min_mean_recall: float = 0.40
-    min_worst_recall: float = 0.20
+    min_worst_recall: float = 0.10
     max_mean_loss: float = 0.10
     """Recall that the candidate may lose against the champion in the mean, at the cautious end of the
     interval."""
@@ -283,14 +283,16 @@ def gate(
     limits = limits or GateLimits()
     if not report.families:
         return Verdict(False, ["no attack family was run"])
-    against, held = _floors(report, limits)
+    against, held = _floors(report, champion, limits)
     if champion is not None:
         worse, equal = _regressions(compare(champion, report), limits)
         against, held = against + worse, held + equal
     return Verdict(not against, against + held)
 
 
-def _floors(report: AttackReport, limits: GateLimits) -> tuple[list[str], list[str]]:
+def _floors(
+    report: AttackReport, champion: AttackReport | None, limits: GateLimits
+) -> tuple[list[str], list[str]]:
     against: list[str] = []
     held: list[str] = []
     if len(report.ids) < limits.min_messages:
@@ -298,15 +300,31 @@ def _floors(report: AttackReport, limits: GateLimits) -> tuple[list[str], list[s
     for family in report.families:
         if family.exhausted:
             against.append(f"the query budget ran out under {family.name}, which proves nothing; raise it")
-    mean, worst = report.mean_recall, report.worst
-    sentence = f"mean recall under attack is {mean:.2f}, the floor is {limits.min_mean_recall:.2f}"
-    (held if mean >= limits.min_mean_recall else against).append(sentence)
-    sentence = (
-        f"recall under the worst family, {worst.name}, is {worst.recall_after:.2f}, "
-        f"the floor is {limits.min_worst_recall:.2f}"
-    )
-    (held if worst.recall_after >= limits.min_worst_recall else against).append(sentence)
+    worst = report.worst
+    figures = [
+        ("mean recall under attack", report.mean_recall, limits.min_mean_recall, _mean_of(champion)),
+        (
+            f"recall under the worst family, {worst.name},", worst.recall_after, limits.min_worst_recall,
+            _family_of(champion, worst.name),
+        ),
+    ]  # fmt: skip
+    for name, value, floor, live in figures:
+        sentence = f"{name} is {value:.2f}, the floor is {floor:.2f}"
+        # Under attack every model may be below the floor: keeping a live one that is no better helps only
+        # abusers.
+        excused = value < floor and live is not None and value >= live
+        if excused:
+            sentence += f", but the live champion's is {live:.2f}"
+        (held if value >= floor or excused else against).append(sentence)
     return against, held
+
+
+def _mean_of(report: AttackReport | None) -> float | None:
+    return report.mean_recall if report else None
+
+
+def _family_of(report: AttackReport | None, name: str) -> float | None:
+    return next((f.recall_after for f in report.families if f.name == name), None) if report else None
 
 
 def _regressions(comparison: Comparison, limits: GateLimits) -> tuple[list[str], list[str]]:
