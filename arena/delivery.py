@@ -1,8 +1,7 @@
 """Delivers a world's hours from the outside: traffic to the scoring service, files into the store.
 
-Belongs here: what producers, clients and reviewers do. Shared by the loop, which ticks the sensors itself, and by
-the feed, which leaves them to the daemon. The clock, progress on disk and everything that looks at results belong
-to those two.
+Belongs here: what producers, clients and reviewers do. Shared by the loop, which ticks the sensors itself,
+and by the feed, which leaves them to the daemon. The clock, and everything that looks at results, is theirs.
 """
 
 from __future__ import annotations
@@ -10,12 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from arena.world import Row, Traffic, World
-from redqueen.store import ObjectStore
+from redqueen.store import ObjectStore, to_json
 from redqueen.tables import HOUR, hour_key, read_hours
 
 BATCH = 256
@@ -113,6 +113,14 @@ class Delivery:
         self.land(hour, "labels", due)
         self.memory.pending_labels = [row for row in rows if row["received_at"] >= end]
         return len(due)
+
+
+def save(path: Path, memory: Mapping[str, Any]) -> None:
+    """Keep what must outlive the process, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(to_json(memory))
+    partial.replace(path)
 
 
 def wire(row: Row) -> Row:

@@ -24,7 +24,7 @@ from redqueen.clock import hour_of
 from redqueen.errors import Refused
 from redqueen.importing import Columns, Plan, Stream, load_stream, plan_windows
 from redqueen.settings import Settings, load_settings, write_env
-from redqueen.store import open_store
+from redqueen.store import DirectoryStore, open_store
 
 META = "demo/meta.json"
 
@@ -48,7 +48,7 @@ def prepare(home: Path, wanted: dict[str, Any], end: datetime) -> dict[str, Any]
             return meta
         for part in ("store", "dagster", "demo", "cache", "work", "logs", "spool"):
             shutil.rmtree(home / part, ignore_errors=True)
-    elif (home / "store").exists():
+    elif (home / "store").exists() and DirectoryStore(home / "store").list(""):
         raise Refused(
             f"{home} holds data that is not a demo's; it stays untouched. Give the demo a home of its own: "
             "make demo HOME_DIR=.redqueen-demo"
@@ -219,9 +219,15 @@ def _bar(console: Console, world: World) -> Iterator[_Bar]:
 
 
 def feed(
-    settings: Settings, scenario: str, seed: int, hours: int | None, seconds_per_hour: float, console: Console
+    settings: Settings,
+    scenario: str,
+    seed: int,
+    hours: int | None,
+    seconds_per_hour: float,
+    console: Console,
+    scale: float = 1.0,
 ) -> None:
     """Send traffic to a running service and drop files into the store; everything else is the daemon's."""
     from arena.feed import run_feed
 
-    run_feed(settings, scenario, seed, hours, seconds_per_hour, console)
+    run_feed(settings, scenario, seed, hours, seconds_per_hour, console, scale=scale)

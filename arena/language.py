@@ -644,25 +644,35 @@ NEW_TOPIC: dict[str, list[str]] = {
 }
 
 HOLIDAY = lines("""
-    happy [lantern day|midwinter|harvest feast|holidays] [everyone|all|you lot|from {spot}] [🎉|🎄|✨|]
-    [merry|happy|cosy] midwinter to [you|you all|everyone here|{name} and family] [❤️|🎄|☃️|]
-    what did you [get|give|cook|bake] for midwinter? [i got socks|{kin} made me a scarf|too much food here]
-    my gift for {kin} arrived {n1} days late, [still wrapped it|typical]
+    happy [lantern day|solstice|harvest feast|holidays] [{name}|from {spot}|to my favourite people|, first snow here too] [🎉|🎄|✨|]
+    [lovely|happy|cosy] solstice to [you and {kin}|the night shift|{name} and family|those who work {day}] [❤️|🎄|☃️|]
+    solstice dinner with {kin} was [lovely|loud|delicious|long], [leftovers until {day}|too much food|so full]
+    {kin} made me a [scarf|jumper|puzzle|cake] for solstice, {yay}
+    the present for {kin} is [still in the post|half knitted|under the tree|hidden in the shed], [typical|as always]
     {kin} loved the present, [worth the wait|she cried|big hug]
     off [until {day}|for {n1} days], see you after the holidays
     baking [gingerbread|plum cake|saffron buns] with {kin}, the house smells [amazing|of cinnamon|like burnt sugar]
     [snow|fireworks|lanterns] over {spot} tonight, [so pretty|magical|freezing]
     family dinner for {n2}, [wish me luck|send help|never again]
-    secret santa here again? i'm in, [budget {n2}|homemade only|same rules as last year]
-    anyone else alone this midwinter? voice chat from {clock}, [bring cocoa|all welcome]
+    drew {name} for the secret santa, [knitting something|no idea what to make|this will be fun]
+    {kin} is alone this solstice so we [call|visit|play cards] {day}
     wishing you a [quiet|bright|healthy|happy] new year, {name}
     last working day {lol} [finally|out of office is on|cookies in the kitchen]
-    got a [book|bike bell|puzzle|jumper] under the tree from {kin}, {yay}
+    i unwrapped a [book|bike bell|puzzle|jumper] from {kin}, {yay}
+    the tree is [up|crooked|too tall for the flat|full of cat], {lol}
+    lantern walk with {kin} at {clock}, [bring mittens|it is {n1} degrees|wear boots]
+    we always [watch old films|sing badly|burn the pudding|play cards] at solstice, {yay}
+    [grandma|{kin}] sent {n1} [jars of jam|pairs of socks|photo albums], [as every year|classic]
+    {thing} can wait until after the holidays
+    a [gift|present] for {who}? [maybe|how about|i made] [biscuits|a plant|a card]
+    holiday plans: {thing}, sleep, {thing} again
+    back at {kin}'s place for the holidays, [same old bed|the dog remembers me|wifi is {adj}]
+    new year's resolution: [finally|learn to|try to] {act}
 """)
 MEME = lines("""
     the duck [remains|is still|stays] unbothered [🦆|🦆🦆|]
     unbothered duck [🦆|says hi|of the day|energy]
-    be the duck [🦆|today|, {name}|]
+    be [more like|] the unbothered duck [🦆|today|]
     [day {n1}|hour {n1}] of the duck and still unbothered 🦆
     no thoughts only unbothered duck [🦆|{lol}|]
     this is the unbothered duck, pass it on to your [channel|cat|boss] 🦆
@@ -736,6 +746,11 @@ _CHAT = lines("""
     that [made me laugh|was wholesome|is so true|was unexpected]
     i have [an exam|a dentist appointment|an interview|a date] {day}, [wish me luck|scared]
     coffee number {n1} and it's only {clock}
+    need a [gift|present|birthday gift] idea for {kin}, [likes plants|about {price}|turns {n2}|no clue]
+    {kin} gave me a [book|plant|mug|jumper] for my birthday, {yay}
+    what did you [cook|bake|get {kin}|do] for [easter|the weekend|the party]?
+    wrapped {n1} presents for {kin}, [tape everywhere|the cat helped {lol}|done]
+    happy [weekend|monday|friday|anniversary] [{name}|all|everyone|you two] [🎉|❤️|]
     the [mods|admins] here are [great|asleep|too nice] {lol}
     [anyone|who] [from|near] [berlin|leeds|porto|lyon|austin|osaka|krakow|dublin|bergen]?
     took a day off, [did nothing|cleaned the flat|slept {n2} hours], {yay}

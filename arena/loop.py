@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from arena.delivery import Delivery, Scoring
+from arena.delivery import Delivery, Scoring, save
 from arena.driver import Driver, Tick
 from arena.world import Row, Traffic, World
 from redqueen import schema, state
 from redqueen.clock import StoreClock
+from redqueen.features import NAMES
 from redqueen.settings import Settings
-from redqueen.store import ObjectStore, open_store, to_json
+from redqueen.store import ObjectStore, open_store
 from redqueen.tables import HOUR, read_hours, write_part
 
 SENSOR_ORDER = (
@@ -96,10 +97,7 @@ class Loop:
 
     def _save(self) -> None:
         self.progress.world = self.world.state()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_bytes(to_json(asdict(self.progress)))
-        partial.replace(self.path)
+        save(self.path, asdict(self.progress))
 
     # -- the hours ------------------------------------------------------------------------------------------------
 
@@ -197,7 +195,8 @@ class Loop:
         rows = served.unique("event_id", keep="first")
         texts = {row["event_id"]: row["text"] for row in traffic.events if row.get("text")}
         rows = rows.filter(pl.col("event_id").is_in(list(texts)))
-        features = np.asarray(rows["features"].to_list(), dtype=np.float32)
+        served_features = np.asarray(rows["features"].to_list(), dtype=np.float32)
+        features = served_features[:, [NAMES.index(name) for name in first.feature_names]]
         ids = rows["event_id"].to_list()
         scores = first.score([texts[e] for e in ids], features)
         acted = first.threshold_ratio(scores) >= 1.0

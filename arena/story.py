@@ -148,7 +148,7 @@ def draw(story: Story, path: Path) -> None:
     bottom.set_xticks(
         list(x)[::step], [p["name"] for p in story.points][::step], rotation=30, ha="right", fontsize=8
     )
-    top.legend(loc="lower left", frameon=False)
+    top.legend(loc="lower right", framealpha=0.9, edgecolor="none")
     top.set_title(f"{story.scenario}, seed {story.seed}: abuse caught, by hour", loc="left")
     for axes in (top, bottom):
         axes.spines[["top", "right"]].set_visible(False)
@@ -175,7 +175,10 @@ def _mark(story: Story, axes: Any) -> None:
             continue
         level = height[where] = height.get(where, -1) + 1
         axes.axvline(where - 0.5, color=colour, linewidth=0.9, alpha=0.8)
-        axes.text(where - 0.4, 0.03 + 0.055 * ((where + level) % 12), name, fontsize=7.5, color=colour)
+        # Names run upwards along their line, one above the other where several things happen at once.
+        axes.text(
+            where - 0.45, 0.12 + 0.22 * level, name, fontsize=7.5, color=colour, rotation=90, va="bottom"
+        )
 
 
 def _move_name(move: dict[str, Any]) -> str:

@@ -85,7 +85,11 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
             AssetCheckResult(
                 check_name="adversarial_gate",
                 passed=verdict.passed,
-                metadata={"verdict": "; ".join(verdict.reasons), "queries": reports["candidate"].queries},
+                metadata={
+                    "verdict": "; ".join(verdict.reasons),
+                    "mean_recall_under_attack": round(reports["candidate"].mean_recall, 4),
+                    "worst_recall": round(reports["candidate"].worst.recall_after, 4),
+                },
             )
         ],
     )

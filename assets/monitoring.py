@@ -184,10 +184,12 @@ def _watch(env: Environment, hour: datetime, *, html: bool) -> watching.Watched:
     figures = drift = None
     if champion is not None:
         votes = read_hours(env.store, "ingested/labels", end - watching.TRAILING, end)
+        # Only what this champion answered: what a former one, or none, let through is not evasion of this one.
+        own = trailing.filter(pl.col("model_id") == champion)
         figures = watching.adaptation_figures(
-            trailing, votes, hour, env.settings.policies, env.settings.maturity_hours
+            own, votes, hour, env.settings.policies, env.settings.maturity_hours
         )
-        drift = _drift(env, champion, here.filter(pl.col("model_id") == champion), hour, html=html)
+        drift = _drift(env, champion, own.filter(pl.col("ts") >= hour), hour, html=html)
     record = watching.watch(
         hour, champion, figures, drift, past,
         n_events=read_hours(env.store, "ingested/events", hour, end).height,

@@ -34,9 +34,13 @@ from assets.partitions import candidates
 from redqueen import evaluation as judging
 from redqueen import state, trainingset
 from redqueen.clock import hour_of
-from redqueen.features import FEATURES_VERSION, NAMES
+from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
+
+
+ACTORLESS = tuple(feature.name for feature in FEATURES if not feature.needs_actor)
+"""The features of a stream that does not say who sent what."""
 
 
 def training_set_key(candidate: str) -> str:
@@ -128,7 +132,7 @@ def candidate_model(
         dataset=str(dataset),
         out=str(folder),
         policies=settings.policies,
-        feature_names=NAMES if settings.behaviour else (),
+        feature_names=NAMES if settings.behaviour else ACTORLESS,
         features_version=FEATURES_VERSION,
         fpr_budget=settings.fpr_budget,
         snapshot=trainingset.digest(pl.read_parquet(dataset)),

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from redqueen import state
+from redqueen import alerts, state
 from redqueen.clock import open_clock
 from redqueen.errors import RedQueenError
+from redqueen.policy import Hold
 from redqueen.settings import Settings, load_settings
 from redqueen.store import ObjectStore, open_store
 
@@ -124,13 +127,14 @@ def demo(
     seconds_per_hour: Annotated[
         float, typer.Option(help="With --feed: how long a simulated hour lasts.")
     ] = 20.0,
+    scale: Annotated[float, typer.Option(hidden=True, min=0.05, max=20)] = 1.0,
 ) -> None:
     """Run the whole lifecycle on a simulated platform, or on your own data."""
     from arena import demo as arena_demo
 
     settings = load_settings()
     if feed:
-        arena_demo.feed(settings, scenario.value, seed, hours, seconds_per_hour, out)
+        arena_demo.feed(settings, scenario.value, seed, hours, seconds_per_hour, out, scale)
         return
     if data:
         from redqueen.importing import Columns
@@ -179,9 +183,13 @@ def ui(
     ] = False,
 ) -> None:
     """Open Dagster on this home: web server and daemon."""
+    from dagster_project.instance import initialise
     from dagster_project.ui import serve_ui
 
-    raise typer.Exit(serve_ui(load_settings().home, port, read_only=read_only))
+    home = load_settings().home
+    for line in initialise(home):
+        out.print(line, soft_wrap=True)
+    raise typer.Exit(serve_ui(home, port, read_only=read_only))
 
 
 @app.command()
@@ -216,7 +224,7 @@ def score(
     actions = choose(scores, detector.thresholds, detector.policies, ActionRules.of(settings))
     table = Table("message", *detector.policies, "action")
     for words, row, action in zip(texts, scores, actions, strict=True):
-        table.add_row(words[:60], *(f"{p:.3f}" for p in row), action)
+        table.add_row(escape(words[:60]), *(f"{p:.3f}" for p in row), action)
     out.print(table)
     out.print(f"model {live}; a score at its threshold ({_thresholds(detector)}) is acted on")
 
@@ -249,6 +257,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
         "last_window": last.get("window"),
         "monitoring": last.get("health", {}).get("status", "unknown"),
         "alarms": [alarm["sentence"] for alarm in last.get("alarms", ())],
+        "alerts": alerts.latest(store, 5),
         "candidates": [
             {k: c.get(k) for k in ("candidate", "status", "reason")} for c in state.all_candidates(store)[-5:]
         ],
@@ -266,13 +275,20 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
         "last_window",
         "monitoring",
     ):
-        out.print(f"[bold]{name:12}[/] {facts[name] or '-'}")
+        out.print(f"[bold]{name:12}[/] {escape(str(facts[name] or '-'))}")
     for hold in loop.holds:
-        out.print(f"[yellow]frozen[/]       {hold.scope} by {hold.owner} until {hold.until}: {hold.reason}")
+        out.print(f"[yellow]frozen[/]       {escape(_hold(hold))}")
     for sentence in facts["alarms"]:
-        out.print(f"[red]alarm[/]        {sentence}")
+        out.print(f"[red]alarm[/]        {escape(sentence)}")
+    for alert in facts["alerts"]:
+        lost = ", [red]not delivered[/]" if alert["delivered"] is False else ""
+        out.print(f"[red]alert[/]        {str(alert['at'])[:16]}{lost}  {escape(str(alert['message']))}")
     for c in facts["candidates"]:
-        out.print(f"candidate    {c['candidate']}: {c['status']} ({c['reason']})")
+        out.print(f"candidate    {c['candidate']}: {c['status']} ({escape(str(c['reason']))})")
+
+
+def _hold(hold: Hold) -> str:
+    return f"{hold.scope} by {hold.owner} until {hold.until:%Y-%m-%d %H:%M} UTC: {hold.reason}"
 
 
 @app.command()
@@ -293,11 +309,11 @@ def why(
         if decision["action"] == "none" and not everything:
             continue
         head = f"[bold]{decision['window'][:16]}[/]  {decision['scope']:12} [bold]{decision['action']}[/]"
-        out.print(f"{head}  {decision['message']}")
+        out.print(f"{head}  {escape(decision['message'])}")
         for reason in decision.get("reasons", ()):
-            out.print(f"{'':19}because {reason}")
+            out.print(f"{'':19}because {escape(reason)}")
         for held in decision.get("held_by", ()):
-            out.print(f"{'':19}held by {held}")
+            out.print(f"{'':19}held by {escape(held)}")
         if decision["action"] == "retrain":
             _why_candidate(store, decision["id"], indent=19)
         shown += 1
@@ -314,29 +330,32 @@ def _why_candidate(store: ObjectStore, name: str, indent: int = 0) -> None:
         run = f", run {record['run_id'][:8]}" if record.get("run_id") else ""
         out.print(f"{pad}candidate [bold]{name}[/]{run}, model {record.get('model_id', 'not trained yet')}")
     for step in record.get("history", ()):
-        out.print(f"{pad}  {step['at'][:16]}  {step['status']:12} {step['reason']}")
+        out.print(f"{pad}  {step['at'][:16]}  {step['status']:12} {escape(step['reason'])}")
 
 
 @app.command()
 def doctor() -> None:
     """Check settings, store, clock, models and alerts, and say what is wrong."""
-    from pydantic import ValidationError
-
     from redqueen.doctor import examine
 
     try:
         settings = load_settings()
     except ValidationError as error:
-        for problem in error.errors():
-            name = "RQ_" + "_".join(str(part) for part in problem["loc"]).upper()
-            err.print(f"[red]broken[/]  settings    {name}: {problem['msg']}")
+        for problem in _problems(error):
+            err.print(f"[red]broken[/]  settings    {escape(problem)}")
         raise typer.Exit(1) from None
     broken = False
     for finding in examine(settings):
         mark = {True: "[green]fine[/]  ", None: "[yellow]note[/]  ", False: "[red]broken[/]"}[finding.ok]
-        out.print(f"{mark}  {finding.name:11} {finding.message}")
+        out.print(f"{mark}  {finding.name:11} {escape(finding.message)}")
         broken |= finding.ok is False
     raise typer.Exit(int(broken))
+
+
+def _problems(error: ValidationError) -> list[str]:
+    """What is wrong with the settings, each by the name of its variable."""
+    named = [(".".join(str(part) for part in problem["loc"]), problem["msg"]) for problem in error.errors()]
+    return [f"{f'RQ_{name.upper()}: ' if name else ''}{message}" for name, message in named]
 
 
 # -- stopping and going back ---------------------------------------------------------------------------------
@@ -350,8 +369,6 @@ def freeze(
     owner: Annotated[str | None, typer.Option(help="Who answers for it; default: you.")] = None,
 ) -> None:
     """Stop retrains, promotions or both. Scoring, monitoring and work by hand go on."""
-    from redqueen.policy import Hold
-
     settings, store = _open()
     until = open_clock(settings, store).now() + timedelta(hours=hours)
     state.freeze(store, Hold(scope=scope.value, owner=owner or getpass.getuser(), reason=reason, until=until))
@@ -382,7 +399,7 @@ def rollback(
     settings, store = _open()
     now = open_clock(settings, store).now()
     after = roll_back(store, now, getpass.getuser(), reason, pause_hours)
-    out.print(after.message)
+    out.print(escape(after.message))
 
 
 def main() -> None:
@@ -390,7 +407,13 @@ def main() -> None:
     try:
         app()
     except RedQueenError as error:
-        err.print(f"[red]{type(error).__name__}[/]: {error}")
+        err.print(f"[red]{type(error).__name__}[/]: {escape(str(error))}")
+        raise SystemExit(1) from None
+    except ValidationError as error:
+        if error.title != "Settings":
+            raise
+        for problem in _problems(error):
+            err.print(f"[red]Settings[/]: {escape(problem)}")
         raise SystemExit(1) from None
 
 

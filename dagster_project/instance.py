@@ -9,15 +9,23 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from redqueen.clock import hour_of
 from redqueen.errors import Refused
+from redqueen.settings import ENV_FILE, load_settings, write_env
+from redqueen.store import open_store
+from redqueen.tables import landed_hours
 
 LOCATION_NAME = "redqueen"
 """The code location's name in `workspace.yaml`. Cursors, ticks and run keys hang on it: never rename it."""
 
 CONFIG_FILE = "dagster.yaml"
 LOCK_FILE = "driven-by.lock"
+
+DAYS_SHOWN = timedelta(days=5)
+"""How far back the hourly partitions of a new home reach."""
 
 DAGSTER_YAML = """\
 # Written by Red Queen for this home, once; edit freely, it is not overwritten.
@@ -66,6 +74,25 @@ def write_dagster_yaml(dagster_home: Path) -> Path:
     draft.write_text(DAGSTER_YAML, encoding="utf-8")
     draft.replace(path)
     return path
+
+
+def initialise(home: Path) -> list[str]:
+    """Give a new home on the embedded default its settings, and say which; nothing on any other home.
+
+    New is a home without `redqueen.env`. A store of its own or the wall's clock (`RQ_STORE_URL`,
+    `RQ_CLOCK=wall`) means production, whose settings are nobody's to guess.
+    """
+    settings = load_settings(home)
+    if (home / ENV_FILE).exists() or settings.clock == "wall" or settings.store_url is not None:
+        return []
+    landed = landed_hours(open_store(settings), "events")
+    first = min([hour_of(datetime.now(UTC)) - DAYS_SHOWN, *landed[:1]])
+    write_env(home, partitions_start=first.isoformat(), bootstrap_approval="embedded default")
+    return [
+        f"A new home: {home}. Written to {home / ENV_FILE}, edit freely:",
+        f"  hourly partitions start at {first:%Y-%m-%d %H:%M} UTC (RQ_PARTITIONS_START)",
+        "  a first model may go live without a control, after gate and shadow (RQ_BOOTSTRAP_APPROVAL)",
+    ]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from models.tokens import MAX_CHARACTERS
 
 Floats = npt.NDArray[np.floating[Any]]
 
-BITS = 17
+BITS = 18
 GRAMS = (2, 3, 4, 5)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))

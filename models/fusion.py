@@ -147,21 +147,24 @@ def _logistic(x: Floats, y: Floats, weight: Floats, prior: Floats, pull: float) 
     return [round(float(v), 6) for v in best.x[:-1]], round(float(best.x[-1]), 6)
 
 
-def cut(z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float) -> Floats:
-    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies
-    together.
+def cut(
+    z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float, floor: float = -np.inf
+) -> Floats:
+    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies together.
 
-    Every policy gets the same number of benign messages: each is watched with the same care, the rare ones
-    too.
+    Every policy is allowed the same number of benign messages, so that the rare ones are watched with the same care;
+    what a policy does not need, because its threshold has come down to `floor`, the others may spend.
     """
     tail = -np.sort(-z[benign], axis=0)
     w = weight[benign]
-    best = tail[0] + 0.5 if len(tail) else np.full(z.shape[1], 0.0)
+    best = np.maximum(tail[0] + 0.5 if len(tail) else np.zeros(z.shape[1]), floor)
     for k in range(1, len(tail)):
-        at = (tail[k - 1] + tail[k]) / 2
+        at = np.maximum((tail[k - 1] + tail[k]) / 2, floor)
         if (w * (z[benign] >= at).any(1)).sum() > share * w.sum():
             break
         best = at
+        if (at == floor).all():
+            break
     return np.asarray(best)
 
 
@@ -176,8 +179,8 @@ def finish(
     """Thresholds on held-out messages; the text-only voice is shifted so that the same ones hold for it."""
     share = fpr_budget * BUDGET_SHARE
     floor = float(log_odds(np.asarray(LEAST_PROBABILITY)))
-    cuts = np.round(np.maximum(cut(full.logits(logits), ~abusive, weight, share), floor), 6)
-    text_cuts = np.round(np.maximum(cut(text_only.logits(logits), ~abusive, weight, share), floor), 6)
+    cuts = np.round(cut(full.logits(logits), ~abusive, weight, share, floor), 6)
+    text_cuts = np.round(cut(text_only.logits(logits), ~abusive, weight, share, floor), 6)
     shifted = tuple(
         round(float(i + c - t), 6) for i, c, t in zip(text_only.intercept, cuts, text_cuts, strict=True)
     )

@@ -40,7 +40,7 @@ def _post(url: str, cause: str, message: str) -> bool:
         httpx.post(
             url, json={"text": f"Red Queen: {message}", "cause": cause}, timeout=5.0
         ).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         logger.error("the alert webhook did not take '%s': %s", cause, type(error).__name__)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Is this home fit to run? Every check says what is wrong and what to do; none leaves a trace."""
+"""Is this home fit to run? Every check says what is wrong and what to do; none changes data."""
 
 from __future__ import annotations
 

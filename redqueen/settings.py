@@ -7,11 +7,13 @@ Values come from the environment (`RQ_` and the field's name), then from `redque
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_FILE = "redqueen.env"
@@ -71,14 +73,14 @@ class Settings(BaseSettings):
     encoder: str | None = Field(
         None, description="A Hugging Face encoder by name or path. Default: a compact one trained here."
     )
-    encoder_layers: int = Field(2, ge=1)
-    encoder_width: int = Field(96, ge=16)
-    encoder_heads: int = Field(4, ge=1)
+    encoder_layers: int = Field(2, ge=1, description="Layers of the compact encoder.")
+    encoder_width: int = Field(96, ge=16, description="Width of the compact encoder.")
+    encoder_heads: int = Field(4, ge=1, description="Attention heads; they divide the width.")
     max_tokens: int = Field(48, ge=8, le=512, description="Tokens of a message that the encoder reads.")
-    train_epochs: int = Field(4, ge=1)
-    train_seed: int = Field(7, ge=0)
+    train_epochs: int = Field(4, ge=1, description="Passes over the training set.")
+    train_seed: int = Field(7, ge=0, description="The same snapshot and seed give the same model.")
     train_max_rows: int = Field(
-        24_000, ge=200, description="Rows of a training set; older benign rows are thinned first."
+        24_000, ge=200, description="Rows of a training set; beyond it benign rows are thinned."
     )
     training_timeout_s: int = Field(1800, ge=30, description="A training process older than this is stopped.")
     behaviour: bool = Field(
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
 
     # when to retrain
     cooldown_hours: float = Field(6.0, ge=0, description="Least time between two retrains.")
-    daily_retrain_budget: int = Field(4, ge=0)
+    daily_retrain_budget: int = Field(4, ge=0, description="Most retrains that are launched in 24 hours.")
     min_trusted_labels: int = Field(
         1500, ge=1, description="Trusted labels that the first training needs before it starts."
     )
@@ -120,7 +122,7 @@ class Settings(BaseSettings):
     serving_url: str = Field("http://127.0.0.1:8087", description="Where the scoring service listens.")
     serving_refresh_seconds: float = Field(2.0, gt=0, description="How often rollout state is looked up.")
     serving_flush_seconds: float = Field(5.0, gt=0, description="Longest a prediction waits in memory.")
-    serving_flush_rows: int = Field(5000, ge=1)
+    serving_flush_rows: int = Field(5000, ge=1, description="Most predictions that wait in memory.")
     serving_max_ahead_hours: float = Field(
         2.0,
         gt=0,
@@ -189,7 +191,60 @@ def load_settings(home: Path | str | None = None) -> Settings:
 def write_env(home: Path, **values: object) -> None:
     """Keep settings with the home they belong to, for every process that works on it later."""
     home.mkdir(parents=True, exist_ok=True)
-    lines = [f"RQ_{name.upper()}={value}" for name, value in sorted(values.items()) if value is not None]
+    lines = [
+        f"RQ_{name.upper()}={_quoted(str(value))}"
+        for name, value in sorted(values.items())
+        if value is not None
+    ]
     partial = home / f"{ENV_FILE}.partial"
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(home / ENV_FILE)
+
+
+def _quoted(value: str) -> str:
+    """`value` as one line of an env file: quoted where it would otherwise be cut short or expanded."""
+    if re.fullmatch(r"[A-Za-z0-9_./:,+@-]+", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def table() -> str:
+    """Every setting as a Markdown table, for `docs/settings.md`."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        rows.append(f"| `RQ_{name.upper()}` | {_shown(field.default)} | {_meaning(field)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "not set"
+    if isinstance(default, tuple):
+        return f"`{','.join(default)}`"
+    return f"`{default.isoformat() if isinstance(default, datetime) else str(default)}`"
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What a setting is for, and its bounds."""
+    signs = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    bounds = [
+        f"{words} {getattr(rule, sign):g}"
+        for rule in field.metadata
+        for sign, words in signs.items()
+        if getattr(rule, sign, None) is not None
+    ]
+    return (field.description or "") + (f" ({', '.join(bounds)})" if bounds else "")
+
+
+INTRODUCTION = """\
+# Settings
+
+Every setting is an environment variable. `redqueen.env` in the home directory is read too (the environment
+wins), and `redqueen doctor` checks them all before anything runs. Lists are comma separated; times are ISO 8601.
+This page is written by `python -m redqueen.settings > docs/settings.md`; a test holds it to the code.
+
+"""
+
+if __name__ == "__main__":
+    print(INTRODUCTION + table(), end="")

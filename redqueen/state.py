@@ -8,6 +8,8 @@ and nowhere else: a sensor's cursor is a hint, never the truth. What to do with 
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -42,7 +44,10 @@ def update(
     Raises:
         Conflict: `tries` writers in a row came first.
     """
-    for _ in range(tries):
+    for attempt in range(tries):
+        if attempt:
+            # Losers that all come back at once only lose again.
+            time.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 6)))
         try:
             blob = store.get(key)
             current, etag = json.loads(blob.data), blob.etag
@@ -185,8 +190,11 @@ def _complete(store: ObjectStore, log_key: str) -> None:
 
 
 def _swap(store: ObjectStore, seen: RolloutState, wanted: RolloutState) -> None:
-    def change(current: dict[str, Any]) -> dict[str, Any]:
+    def change(current: dict[str, Any]) -> dict[str, Any] | None:
         version = int(current.get("version", 0))
+        if version == wanted.version and RolloutState.from_dict(current) == wanted:
+            # Whoever lost to our log entry has finished our move for us: nobody must make it twice.
+            return None
         if version != seen.version:
             raise Conflict(LIVE_KEY, f"it is at version {version}, version {seen.version} was read")
         return wanted.to_dict()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
@@ -12,6 +13,8 @@ import polars as pl
 import pyarrow as pa
 
 from redqueen.store import ObjectStore, to_parquet
+
+logger = logging.getLogger(__name__)
 
 HOUR = timedelta(hours=1)
 
@@ -54,7 +57,12 @@ def landed_hours(store: ObjectStore, table: str) -> list[datetime]:
     """The hours of `table` that hold anything, in order."""
     hours = set()
     for key in store.list(f"{table}/"):
-        parts = key.split("/")
-        day, hour = parts[-3].removeprefix("dt="), parts[-2].removeprefix("hr=")
-        hours.add(datetime.fromisoformat(f"{day}T{hour}:00:00+00:00"))
+        try:
+            day, hour = key.removeprefix(f"{table}/").split("/")[:2]
+            hours.add(datetime.strptime(f"{day}/{hour}", "dt=%Y-%m-%d/hr=%H").replace(tzinfo=UTC))
+        except ValueError:
+            # One stray file must not blind the sensor to every hour; who put it there finds this line.
+            logger.warning(
+                "'%s' is in no hour and is not read: files go to %s/dt=YYYY-MM-DD/hr=HH/", key, table
+            )
     return sorted(hours)

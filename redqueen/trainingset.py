@@ -55,7 +55,7 @@ def build(
         hard_examples: `event_id` of the original and the `text` that worked against a detector; may be empty.
         policies: the label columns, in this order.
         feature_names: the feature columns to carry, in this order.
-        max_rows: above it the oldest benign rows are thinned, evenly over time; abuse is always kept.
+        max_rows: above it benign rows are thinned, evenly over time; abuse is always kept.
 
     Returns:
         Rows sorted by time, and a digest that is equal exactly when the rows are.
@@ -111,6 +111,8 @@ def _hard_rows(rows: pl.DataFrame, hard_examples: pl.DataFrame) -> pl.DataFrame:
     originals = rows.drop("text").unique("event_id")
     return (
         hard_examples.select("event_id", "text")
+        # The same rewriting beats one detector after the other: it is one lesson all the same.
+        .unique(maintain_order=True)
         .join(originals, on="event_id", how="inner")
         .with_columns(
             ("hard:" + pl.col("event_id")).alias("event_id"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 
 from dagster import RunRequest, SensorResult
@@ -54,7 +55,11 @@ def _decide(
     """The policy's answer; a yes must also win the claim, because two sensors may fire on the same window."""
     limits = Limits.of(env.settings)
     for _ in range(2):
-        decision = decide(history, state.loop_state(env.store, now), limits, trigger, now=now, labels=labels)
+        loop = state.loop_state(env.store, now)
+        decision = decide(history, loop, limits, trigger, now=now, labels=labels)
+        if loop.in_flight == decision.id:
+            # A tick that was killed after its claim and before its record: this is the same question again.
+            decision = decide(history, replace(loop, in_flight=None), limits, trigger, now=now, labels=labels)
         if decision.action != "retrain" or state.claim_lap(env.store, decision.id, now):
             return decision
     # The claim was lost twice: the winner is now in flight, and the policy's third answer says so.

@@ -24,7 +24,7 @@ from redqueen.settings import load_settings
 from redqueen.signals import label_counts
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR, hour_key, landed_hours, read_hours
-from sensors.asking import ask
+from sensors.asking import ask, latest_signals
 
 INTERVAL = load_settings().sensor_interval_seconds
 LATE_HOURS = 6
@@ -124,6 +124,10 @@ def first_lap(context: SensorEvaluationContext, env: Environment) -> SensorResul
     window = f"{hours[-1]:%Y-%m-%dT%H}"
     if context.cursor and json.loads(context.cursor)["window"] == window:
         return SkipReason("no hour of labels was taken in since the last answer")
+    measured = latest_signals(env.store, 1)
+    # The job `hour` ends with the signals: until then its labels may be there and their features not.
+    if not measured or measured[-1].window < hours[-1]:
+        return SkipReason(f"{hours[-1]:%Y-%m-%d %H}h is still being taken in")
     votes = read_hours(env.store, "ingested/labels", hours[0], hours[-1] + timedelta(hours=1))
     settings = env.settings
     judged = votes.filter(pl.col("source").is_in(list(settings.trusted_sources)))

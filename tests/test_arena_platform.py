@@ -282,10 +282,12 @@ class Reader:
         known = self._weigh.fit_transform(self._count.transform(texts))
         self._model = LogisticRegression(C=20, solver="liblinear").fit(known, labels)
 
+    def scores(self, texts: list[str]) -> np.ndarray:
+        return self._model.decision_function(self._weigh.transform(self._count.transform(texts)))
+
     def recall(self, texts: list[str], labels: list[bool]) -> float:
         """Recall where one benign message in a hundred is flagged."""
-        scores = self._model.decision_function(self._weigh.transform(self._count.transform(texts)))
-        wicked = np.array(labels)
+        scores, wicked = self.scores(texts), np.array(labels)
         return float((scores[wicked] > np.quantile(scores[~wicked], 0.99)).mean())
 
 
@@ -319,3 +321,16 @@ def test_a_reader_learns_the_abuse_loses_it_to_the_attack_and_learns_again(seed:
     assert 0.80 <= before <= 0.985
     assert hit <= before - 0.15
     assert again >= before - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_organic_novelty_looks_like_nothing_bad_to_a_reader_who_never_saw_it(seed: int) -> None:
+    quiet, organic, rng = platform("quiet", seed), platform("organic", seed), Random(seed)
+    reader = Reader(*sample(quiet, range(30), 0.55, 0.2, rng))
+    calm, _ = sample(quiet, range(30, 36), 0, 1, rng)
+    novel, _ = sample(organic, range(36, 42), 0, 1, rng)
+    threshold = np.quantile(reader.scores(calm), 0.99)
+    flagged = float((reader.scores(novel) > threshold).mean())
+    print(f"seed {seed}: flagged {flagged:.4f} of the novelty")
+    assert flagged <= 0.016

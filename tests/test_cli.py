@@ -1,0 +1,156 @@
+"""The command line: friendly and true on an empty home, one line for every mistake, no traceback."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from arena.demo import prepare
+from cli import main as cli
+from redqueen import alerts, state
+from redqueen.errors import Refused
+from redqueen.policy import LabelCounts, Limits, LoopState, decide
+from redqueen.rollout import RolloutState
+from redqueen.settings import load_settings
+from redqueen.store import ObjectStore, open_store
+
+NOW = datetime(2026, 1, 3, 14, tzinfo=UTC)
+
+
+class Said(str):
+    """What a command printed, on both streams, and how it ended."""
+
+    code: int
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> object:
+    """Runs `redqueen ...` through its entry point."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> Said:
+        monkeypatch.setattr("sys.argv", ["redqueen", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        said = Said(captured.out + captured.err)
+        said.code = int(ended.value.code or 0)
+        return said
+
+    return call
+
+
+@pytest.fixture
+def store() -> ObjectStore:
+    return open_store(load_settings())
+
+
+COMMANDS = (
+    "demo", "import", "ui", "serve", "score", "status", "why", "doctor", "freeze", "unfreeze", "rollback",
+)  # fmt: skip
+
+
+def test_help_lists_every_command(run) -> None:
+    said = run("--help")
+    assert said.code == 0
+    assert [name for name in COMMANDS if name not in said] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run, command: str) -> None:
+    said = run(command, "-h")
+    assert said.code == 0
+    assert "Usage" in said
+
+
+def test_an_empty_home_has_nothing_live_and_says_so(run) -> None:
+    assert "Nothing has been deployed yet" in run("status")
+    facts = json.loads(run("status", "--json"))
+    assert facts["champion"] is None
+    assert facts["monitoring"] == "unknown"
+    assert "No lap has been asked for yet" in run("why")
+    assert run("doctor").code == 0
+
+
+def test_what_cannot_be_done_is_refused_in_one_line(run) -> None:
+    for arguments, said in (
+        (("rollback", "--reason", "nerves"), "no previous champion"),
+        (("why", "nobody"), "no candidate is called 'nobody'"),
+        (("score", "hello"), "no model is live"),
+    ):
+        found = run(*arguments)
+        assert found.code == 1
+        assert said in found
+        assert "Traceback" not in found
+
+
+def test_a_freeze_is_seen_and_lifted(run, store: ObjectStore) -> None:
+    assert run("freeze", "training", "--reason", "labels [/b] look odd", "--hours", "2", "--owner", "ana").code == 0
+    seen = run("status")
+    assert "training by ana" in seen
+    assert "labels [/b] look odd" in seen
+    assert "labels [/b] look odd" in run("doctor")
+    assert len(state.read(store, state.HOLDS_KEY)["holds"]) == 1
+    assert run("unfreeze", "training").code == 0
+    again = run("unfreeze", "training")
+    assert (again.code, "was not frozen" in again) == (1, True)
+    assert run("freeze", "weather", "--reason", "rain").code == 2
+
+
+@pytest.mark.parametrize("command", ["status", "doctor", "why"])
+def test_a_bad_setting_is_named(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("RQ_FPR_BUDGET", "7")
+    said = run(command)
+    assert said.code == 1
+    assert "RQ_FPR_BUDGET" in said
+    assert "Traceback" not in said
+
+
+def test_why_tells_the_reasons_and_what_became_of_the_candidate(run, store: ObjectStore) -> None:
+    counts = LabelCounts(5000, 5000)
+    decision = decide([], LoopState(), Limits(), "bootstrap", now=NOW, labels=counts)
+    state.record_decision(store, "first_lap", decision)
+    idle = decide([], LoopState(), Limits(), "drift", now=NOW)
+    state.record_decision(store, "drift", idle)
+    state.advance_candidate(store, decision.id, "launched", NOW, "first labels", run_id="0123456789")
+    state.advance_candidate(store, decision.id, "rejected", NOW, "recall 40.0% [low]")
+    said = run("why")
+    for words in (decision.id, "run 01234567", "trusted labels are there", "recall 40.0% [low]"):
+        assert words in said
+    assert idle.reasons[0] not in said
+    assert idle.reasons[0] in run("why", "--all")
+    assert "rejected" in run("why", decision.id)
+
+
+def test_status_shows_alerts_that_nobody_got(run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RQ_ALERT_WEBHOOK", "http://127.0.0.1:9/none")
+    alerts.send(store, load_settings(), "stale", "no window was measured", NOW)
+    said = run("status")
+    assert "no window was measured" in said
+    assert "not delivered" in said
+
+
+def test_a_rollback_says_what_is_live_now(run, store: ObjectStore) -> None:
+    live = RolloutState(champion="m2", champion_candidate="two", previous="m1", previous_candidate="one",
+                        stage="100%", version=2)  # fmt: skip
+    store.put_json(state.LIVE_KEY, live.to_dict())
+    said = run("rollback", "--reason", "complaints")
+    assert said.code == 0
+    assert "complaints" in said
+    assert state.rollout_state(store).champion == "m1"
+
+
+def test_looking_at_a_home_does_not_keep_the_demo_out_of_it(run) -> None:
+    home = load_settings().home
+    run("status")
+    run("doctor")
+    assert not prepare(home, {"seed": 1}, NOW)["finished"]
+
+
+def test_the_demo_touches_no_home_with_data_of_another(store: ObjectStore) -> None:
+    store.put("events/dt=2026-01-03/hr=14/x.jsonl", b"{}")
+    with pytest.raises(Refused, match="stays untouched"):
+        prepare(Path(load_settings().home), {"seed": 1}, NOW)

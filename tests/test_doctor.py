@@ -1,0 +1,85 @@
+"""The doctor: an empty home is fit, and what is broken is named with its remedy."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from redqueen import state
+from redqueen.clock import StoreClock
+from redqueen.doctor import Finding, examine
+from redqueen.policy import Hold
+from redqueen.rollout import RolloutState
+from redqueen.settings import Settings
+from redqueen.store import DirectoryStore, ObjectStore, open_store
+from tests.services import S3Server, free_port
+
+NOW = datetime.now(UTC)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def found(settings: Settings) -> dict[str, Finding]:
+    return {finding.name: finding for finding in examine(settings)}
+
+
+def test_an_empty_home_is_fit_and_keeps_nothing_of_the_examination(settings: Settings) -> None:
+    findings = found(settings)
+    assert not [f for f in findings.values() if f.ok is False]
+    assert "conditional writes hold" in findings["store"].message
+    assert "no model is live" in findings["rollout"].message
+    assert open_store(settings).list("") == []
+
+
+def test_a_home_that_cannot_be_a_directory_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    findings = found(Settings(home=tmp_path / "home"))
+    assert findings["store"].ok is False
+    assert "RQ_STORE_URL" in findings["store"].message
+
+
+def test_a_store_that_does_not_answer_is_broken_and_ends_the_examination(tmp_path: Path) -> None:
+    settings = Settings(
+        home=tmp_path, store_url="s3://bucket/x", s3_endpoint_url=f"http://127.0.0.1:{free_port()}"
+    )
+    findings = found(settings)
+    assert findings["store"].ok is False
+    assert list(findings)[-1] == "store"
+
+
+def test_a_bucket_of_its_own_is_fit(tmp_path: Path, s3_server: S3Server) -> None:
+    bucket = s3_server.new_bucket()
+    settings = Settings(home=tmp_path, store_url=f"s3://{bucket}/rq", s3_endpoint_url=s3_server.url)
+    assert found(settings)["store"].ok is True
+
+
+def test_a_live_model_that_is_gone_is_broken(settings: Settings) -> None:
+    store: ObjectStore = open_store(settings)
+    store.put_json(state.LIVE_KEY, RolloutState(champion="m1", stage="100%", version=1).to_dict())
+    assert found(settings)["rollout"].ok is False
+    store.put("models/m1/manifest.json", b"{}")
+    assert found(settings)["rollout"].ok is True
+
+
+def test_what_on_call_should_know_is_a_note(settings: Settings) -> None:
+    store = open_store(settings)
+    assert isinstance(store, DirectoryStore)
+    state.freeze(store, Hold("all", "ana", "incident", NOW + timedelta(hours=2)))
+    StoreClock(store).set(NOW)
+    findings = found(settings)
+    assert findings["holds"].ok is None
+    assert "incident" in findings["holds"].message
+    assert findings["clock"].ok is None
+    assert findings["alerts"].ok is None
+
+
+def test_state_that_cannot_be_read_is_broken_and_the_rest_is_still_looked_at(settings: Settings) -> None:
+    open_store(settings).put(state.LIVE_KEY, b"not json")
+    findings = found(settings)
+    assert findings["rollout"].ok is False
+    assert findings["holds"].ok is True

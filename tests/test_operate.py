@@ -1,0 +1,111 @@
+"""Moving the rollout: pointer, log and the candidates' records tell one story, also after a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from redqueen import operate, state
+from redqueen.errors import Conflict, Refused
+from redqueen.rollout import Candidate, Evidence, Limits, RolloutState, ShadowComparison, Step, next_step
+from redqueen.store import DirectoryStore
+
+NOW = datetime(2026, 1, 3, 14, tzinfo=UTC)
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def status(store: DirectoryStore, name: str) -> str:
+    return str(state.candidate(store, name)["status"])
+
+
+def start(store: DirectoryStore, name: str, now: datetime) -> None:
+    """A candidate that passed its gates goes into shadow."""
+    state.advance_candidate(store, name, "waiting", now, "passed", model_id=f"m-{name}")
+    seen = state.rollout_state(store)
+    waiting = Evidence(waiting=Candidate(name, f"m-{name}", gate_passed=True), approval="ana")
+    operate.move(store, seen, next_step(seen, waiting, Limits(), now), now)
+
+
+def first_live(store: DirectoryStore) -> None:
+    """A first model goes live by approval, after its shadow."""
+    start(store, "one", NOW)
+    shadow = ShadowComparison(500, None, None, 0.05, 0)
+    evidence = Evidence(shadow=shadow, telemetry_age_hours=0.1, approval="ana")
+    seen = state.rollout_state(store)
+    operate.move(store, seen, next_step(seen, evidence, Limits(), NOW + 2 * HOUR), NOW + 2 * HOUR)
+
+
+def promote(store: DirectoryStore, now: datetime) -> None:
+    seen = state.rollout_state(store)
+    step = Step("promote", "100%", "test", "all guardrails hold", seen.version)
+    operate.move(store, seen, step, now)
+
+
+def test_a_first_model_goes_through_shadow_to_live_and_its_record_follows(store: DirectoryStore) -> None:
+    start(store, "one", NOW)
+    assert status(store, "one") == "shadow"
+    first_live(store)
+    assert state.rollout_state(store).champion == "m-one"
+    assert status(store, "one") == "live"
+    assert [entry["state"]["version"] for entry in state.rollout_log(store)] == [1, 2]
+
+
+def test_a_promotion_supersedes_and_a_rollback_by_hand_restores(store: DirectoryStore) -> None:
+    first_live(store)
+    start(store, "two", NOW + 3 * HOUR)
+    promote(store, NOW + 8 * HOUR)
+    assert (status(store, "one"), status(store, "two")) == ("superseded", "live")
+    after = operate.roll_back(store, NOW + 9 * HOUR, "ana", "complaints", pause_hours=6)
+    assert after.champion == "m-one"
+    assert (status(store, "one"), status(store, "two")) == ("live", "rolled_back")
+    assert "complaints" in after.message
+    assert after.paused(NOW + 14 * HOUR)
+    assert not after.paused(NOW + 15 * HOUR)
+
+
+def test_a_rollback_drops_the_challenger_first(store: DirectoryStore) -> None:
+    first_live(store)
+    start(store, "two", NOW + 3 * HOUR)
+    after = operate.roll_back(store, NOW + 4 * HOUR, "ana", "a hunch", pause_hours=1)
+    assert (after.champion, after.challenger) == ("m-one", None)
+    assert (status(store, "one"), status(store, "two")) == ("live", "rolled_back")
+    start(store, "two", NOW + 9 * HOUR)
+    assert state.rollout_state(store) == after, "a blocked candidate never starts again"
+
+
+def test_with_nothing_to_go_back_to_a_rollback_is_refused(store: DirectoryStore) -> None:
+    with pytest.raises(Refused, match="no previous champion"):
+        operate.roll_back(store, NOW, "ana", "nerves", pause_hours=1)
+    assert state.rollout_log(store) == []
+
+
+def test_a_step_decided_on_what_is_past_moves_nothing(store: DirectoryStore) -> None:
+    stale = RolloutState.initial()
+    first_live(store)
+    step = Step("start_shadow", "shadow", "test", "", 0, candidate="x", model_id="m-x")
+    with pytest.raises(Conflict):
+        operate.move(store, stale, step, NOW)
+    with pytest.raises(Refused):
+        operate.move(store, state.rollout_state(store), step, NOW)
+    assert state.rollout_state(store).champion == "m-one"
+
+
+def test_records_catch_up_with_a_move_whose_writer_was_killed(store: DirectoryStore) -> None:
+    first_live(store)
+    seen = state.rollout_state(store)
+    moved = replace(seen, stage="none", version=seen.version + 1, blocked={"two": "harm"})
+    state.advance_candidate(store, "two", "5%", NOW, "on its way")
+    state.move_rollout(store, seen, moved, {})
+    assert status(store, "two") == "5%"
+    operate.reflect(store, NOW)
+    operate.reflect(store, NOW)
+    assert status(store, "two") == "rolled_back"
+    assert len(state.candidate(store, "two")["history"]) == 2
