@@ -45,8 +45,8 @@ LIVE_HOURS = 42
 MORE_HOURS = 24
 """Hours by which a home that has a clock already is taken further."""
 
-CALM_BEFORE = 8
-"""Hours a first model is given before the world changes: its shadow, its reference, its cooldown."""
+CALM_BEFORE = 6
+"""Hours a first model is given at least before the world changes: its shadow, its reference, its cooldown."""
 
 CALM_AGAIN = 3
 """The same where a model has been live for long."""

@@ -97,9 +97,9 @@ class SimulatedWorld:
             drawn = [(e, "audit") for e in traffic.truth if is_audited(e, "before", 0.15)]
             rows += self.labellers.moderate(drawn, traffic.truth, hour + HOUR)
         before = self.traffic(index - 1).truth if index else {}
-        # An attacker's probes are reviewed like anything else, but nobody here knows what they were.
-        known = [(event, reason) for event, reason in asked if event in before]
-        rows += self.labellers.moderate(known, before, hour + timedelta(minutes=5))
+        # Attackers' probes are messages like any other: they are reviewed, and moderators know abuse when they see it.
+        judged = {**before, **self.platform.attackers.probe_truth}
+        rows += self.labellers.moderate(asked, judged, hour + timedelta(minutes=5))
         acted = [
             (row["event_id"], row["ts"]) for row in traffic.events if actions.get(row["event_id"]) in ACTED_ON
         ]
