@@ -97,9 +97,11 @@ class SimulatedWorld:
             drawn = [(e, "audit") for e in traffic.truth if is_audited(e, "before", 0.15)]
             rows += self.labellers.moderate(drawn, traffic.truth, hour + HOUR)
         before = self.traffic(index - 1).truth if index else {}
-        # Attackers' probes are messages like any other: they are reviewed, and moderators know abuse when they see it.
+        # Attackers' probes are messages like any other: reviewed, and moderators know abuse when they see it.
         judged = {**before, **self.platform.attackers.probe_truth}
-        rows += self.labellers.moderate(asked, judged, hour + timedelta(minutes=5))
+        # What somebody else sent to this home, by hand or by an earlier feed, is judged by nobody here.
+        known = [(event, reason) for event, reason in asked if event in judged]
+        rows += self.labellers.moderate(known, judged, hour + timedelta(minutes=5))
         acted = [
             (row["event_id"], row["ts"]) for row in traffic.events if actions.get(row["event_id"]) in ACTED_ON
         ]

@@ -69,6 +69,7 @@ def serve_ui(
     with ExitStack() as stack:
         daemon = _claim(stack, home, read_only, announce)
         stop = stack.enter_context(_stop_requests())
+        _make_storage(dagster_home(home))
         children: list[Child] = []
         stack.callback(_stop, children)
         for name, command in _commands(host, port, workspace, read_only, daemon):
@@ -104,6 +105,16 @@ def _claim(stack: ExitStack, home: Path, read_only: bool, announce: Callable[[st
         announce("Another process drives this home: looking only, without a daemon of our own.")
         return False
     return True
+
+
+def _make_storage(dagster_home: Path) -> None:
+    """Make the tables of a new Dagster home before two processes would do so at once, and break them."""
+    if (dagster_home / "history").exists():
+        return
+    from dagster import DagsterInstance
+
+    with DagsterInstance.from_config(str(dagster_home)) as instance:
+        instance.get_runs_count()
 
 
 def _commands(

@@ -25,18 +25,18 @@ _BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _WORD, _PAIR = np.uint64(0x517CC1B727220A95), np.uint64(0x2545F4914F6CDD1D)
 
 
-def buckets(texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def buckets(texts: Sequence[str], bits: int = BITS) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The hashed n-grams, words and word pairs of every text: (row, bucket), one entry an occurrence."""
     padded = [f" {t[:MAX_CHARACTERS]} " for t in texts]
     chars = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     rows = np.repeat(np.arange(len(texts)), [len(p) for p in padded])
     found = [*_grams(chars, rows), *_words(chars, rows)]
-    return np.concatenate([r for r, _ in found]), np.concatenate([_bucket(h) for _, h in found])
+    return np.concatenate([r for r, _ in found]), np.concatenate([_bucket(h, bits) for _, h in found])
 
 
-def _bucket(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+def _bucket(hashes: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.int64]:
     mixed = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(64 - BITS)).astype(np.int64)
+    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
 
 def _grams(
@@ -87,7 +87,8 @@ class Linear:
         n = len(canonical)
         if n == 0:
             return np.zeros((0, len(self.bias)), np.float32)
-        rows, found = buckets(canonical)
+        # An older bundle may hash into fewer buckets: its own size says how many.
+        rows, found = buckets(canonical, len(self.weights).bit_length() - 1)
         norm = np.sqrt(np.bincount(rows, self.scale[found], n) + 1e-6)
         hit = self.weights[found]
         sums = np.stack([np.bincount(rows, hit[:, p], n) for p in range(len(self.bias))], axis=1)

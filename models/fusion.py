@@ -150,10 +150,12 @@ def _logistic(x: Floats, y: Floats, weight: Floats, prior: Floats, pull: float) 
 def cut(
     z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float, floor: float = -np.inf
 ) -> Floats:
-    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies together.
+    """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies
+    together.
 
-    Every policy is allowed the same number of benign messages, so that the rare ones are watched with the same care;
-    what a policy does not need, because its threshold has come down to `floor`, the others may spend.
+    Every policy is allowed the same number of benign messages, so that the rare ones are watched with the
+    same care; what a policy does not need, because its threshold has come down to `floor`, the others may
+    spend.
     """
     tail = -np.sort(-z[benign], axis=0)
     w = weight[benign]

@@ -241,8 +241,9 @@ INTRODUCTION = """\
 # Settings
 
 Every setting is an environment variable. `redqueen.env` in the home directory is read too (the environment
-wins), and `redqueen doctor` checks them all before anything runs. Lists are comma separated; times are ISO 8601.
-This page is written by `python -m redqueen.settings > docs/settings.md`; a test holds it to the code.
+wins), and `redqueen doctor` checks them all before anything runs. Lists are comma separated; times are ISO
+8601; in the file `${NAME}` stands for another variable. This page is written by
+`python -m redqueen.settings > docs/settings.md`; a test holds it to the code.
 
 """
 

@@ -88,7 +88,10 @@ def test_what_cannot_be_done_is_refused_in_one_line(run) -> None:
 
 
 def test_a_freeze_is_seen_and_lifted(run, store: ObjectStore) -> None:
-    assert run("freeze", "training", "--reason", "labels [/b] look odd", "--hours", "2", "--owner", "ana").code == 0
+    assert (
+        run("freeze", "training", "--reason", "labels [/b] look odd", "--hours", "2", "--owner", "ana").code
+        == 0
+    )
     seen = run("status")
     assert "training by ana" in seen
     assert "labels [/b] look odd" in seen
@@ -125,7 +128,9 @@ def test_why_tells_the_reasons_and_what_became_of_the_candidate(run, store: Obje
     assert "rejected" in run("why", decision.id)
 
 
-def test_status_shows_alerts_that_nobody_got(run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_shows_alerts_that_nobody_got(
+    run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RQ_ALERT_WEBHOOK", "http://127.0.0.1:9/none")
     alerts.send(store, load_settings(), "stale", "no window was measured", NOW)
     said = run("status")

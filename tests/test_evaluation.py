@@ -90,5 +90,10 @@ def test_false_positives_break_the_gate_only_when_they_are_sure() -> None:
 
 
 def test_the_headline_is_plain_numbers_one_level_deep() -> None:
-    metrics = {"auc": 0.98765432, "name": "fusion", "ok": True, "recall": {"spam": 0.5, "note": "x", "b": False}}
+    metrics = {
+        "auc": 0.98765432,
+        "name": "fusion",
+        "ok": True,
+        "recall": {"spam": 0.5, "note": "x", "b": False},
+    }
     assert headline(metrics) == {"auc": 0.98765, "recall_spam": 0.5}

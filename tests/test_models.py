@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dagster import PipesSubprocessClient, asset, materialize
+from dagster import MaterializeResult, PipesSubprocessClient, asset, materialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -280,11 +280,12 @@ def test_under_dagster_it_streams_progress_and_hands_back_the_result(tmp_path: P
     plan, results = spec(tmp_path), []
 
     @asset
-    def candidate(context, pipes: PipesSubprocessClient) -> None:  # type: ignore[no-untyped-def]
+    def candidate(context, pipes: PipesSubprocessClient) -> MaterializeResult:  # type: ignore[no-untyped-def]
         run = pipes.run(
             command=[sys.executable, "-m", "models.train"], context=context, extras={"spec": plan.to_dict()}
         )
         results.extend(run.get_custom_messages())
+        return run.get_materialize_result()
 
     assert materialize([candidate], resources={"pipes": PipesSubprocessClient()}).success
     assert results[0]["model_id"] == bundle.verify(toy_bundle()).model_id

@@ -57,7 +57,9 @@ def test_what_cannot_be_is_refused_by_name(
 
 @budget(max_examples=25)
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1).filter(lambda v: "${" not in v))
-def test_what_is_kept_with_the_home_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: str) -> None:
+def test_what_is_kept_with_the_home_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, value: str
+) -> None:
     home = tmp_path_factory.mktemp("home")
     write_env(home, bootstrap_approval=value)
     assert load_settings(home).bootstrap_approval == value

@@ -32,7 +32,12 @@ def test_an_hour_is_the_same_whatever_zone_names_it() -> None:
 
 def test_stray_files_are_named_and_hide_no_hour(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = DirectoryStore(tmp_path)
-    for name in ("README.txt", "dt=2026-01-03/x.jsonl", "dt=2026-13-03/hr=14/x.jsonl", "old/dt=2026-01-03/hr=14/x"):
+    for name in (
+        "README.txt",
+        "dt=2026-01-03/x.jsonl",
+        "dt=2026-13-03/hr=14/x.jsonl",
+        "old/dt=2026-01-03/hr=14/x",
+    ):
         store.put(f"events/{name}", b"")
     store.put("events/dt=2026-01-03/hr=14/part/x.jsonl", b"")
     assert tables.landed_hours(store, "events") == [T0]

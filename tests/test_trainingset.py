@@ -1,4 +1,4 @@
-"""Training sets: the same as-of gives the same rows, thinning costs no abuse, hard examples teach their target."""
+"""Training sets: one as-of, one set of rows; thinning costs no abuse; hard examples teach."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ def test_thinning_is_even_over_time() -> None:
 def test_a_hard_example_carries_the_targets_and_features_of_its_original() -> None:
     found = build(hard_examples=hard(("e004", "m e s s a g e"), ("e000", "rnessage"), ("gone", "x")))
     assert found.n_hard == 2
-    original, variant = (found.rows.filter(event_id=name).row(0, named=True) for name in ("e004", "hard:e004"))
+    original, variant = (
+        found.rows.filter(event_id=name).row(0, named=True) for name in ("e004", "hard:e004")
+    )
     for column in ("p_spam", "p_scam", "f_rate", "ts"):
         assert variant[column] == original[column]
     assert variant["text"] == "m e s s a g e"
@@ -138,7 +140,9 @@ def test_one_lesson_met_twice_is_one_row() -> None:
 
 
 def test_events_without_text_or_judgement_are_no_rows() -> None:
-    silent = events().with_columns(pl.when(pl.col("event_id") == "e001").then(None).otherwise("text").alias("text"))
+    silent = events().with_columns(
+        pl.when(pl.col("event_id") == "e001").then(None).otherwise("text").alias("text")
+    )
     judged = gold().filter(pl.col("event_id") != "e002")
     ids = build(events=silent, gold=judged).rows["event_id"].to_list()
     assert "e001" not in ids
@@ -149,5 +153,7 @@ def test_events_without_text_or_judgement_are_no_rows() -> None:
 def test_near_duplicates_share_a_group_and_strangers_do_not() -> None:
     texts = ["free gift cards at our shop today", "FREE g1ft cards at our shop today", "who won the match"]
     rows = events(3).with_columns(text=pl.Series(texts))
-    groups = dict(zip(texts, build(events=rows, gold=gold(3), features=features(3)).rows["group"], strict=True))
+    groups = dict(
+        zip(texts, build(events=rows, gold=gold(3), features=features(3)).rows["group"], strict=True)
+    )
     assert groups[texts[0]] == groups[texts[1]] != groups[texts[2]]

@@ -1,0 +1,68 @@
+"""Sensors ask once and the same way, also when a tick was killed half-way."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from assets.environment import Environment
+from redqueen import state
+from redqueen.clock import StoreClock
+from redqueen.policy import LabelCounts
+from sensors.asking import ask, cursor_of
+
+NOW = datetime(2026, 1, 3, 14, 30, tzinfo=UTC)
+ENOUGH = LabelCounts(5000, 5000)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    found = Environment(home=str(tmp_path / "home"))
+    StoreClock(found.store).set(NOW)
+    return found
+
+
+def test_a_tick_that_is_evaluated_again_requests_the_same_run(env: Environment) -> None:
+    first, again = (ask(env, "first_lap", "bootstrap", [], ENOUGH) for _ in range(2))
+    (request,) = first.run_requests or ()
+    assert again.run_requests == [request]
+    assert request.run_key == f"lap:{request.partition_key}"
+    assert request.tags["redqueen/trigger"] == "bootstrap"
+    assert state.in_flight(env.store, NOW) == request.partition_key
+
+
+def test_a_tick_killed_between_claim_and_record_asks_again_and_is_not_held_by_itself(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "record_decision", die)
+        with pytest.raises(Killed):
+            ask(env, "first_lap", "bootstrap", [], ENOUGH)
+    claimed = state.in_flight(env.store, NOW)
+    assert claimed is not None
+    (request,) = ask(env, "first_lap", "bootstrap", [], ENOUGH).run_requests or ()
+    assert request.partition_key == claimed
+
+
+def test_while_another_lap_is_under_way_the_answer_is_held_and_recorded(env: Environment) -> None:
+    state.advance_candidate(env.store, "other", "launched", NOW, "by hand")
+    result = ask(env, "first_lap", "bootstrap", [], ENOUGH)
+    assert not result.run_requests
+    assert "other" in str(result.skip_reason)
+    (kept,) = state.decisions(env.store)
+    assert kept["action"] == "hold"
+
+
+def test_a_cursor_says_why_in_few_words() -> None:
+    cursor = json.loads(cursor_of(NOW, "x" * 900))
+    assert cursor["window"] == "2026-01-03T14"
+    assert len(cursor["why"]) == 180
