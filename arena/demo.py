@@ -130,6 +130,7 @@ def _stream_settings(stream: Stream, plan: Plan) -> dict[str, object]:
         # A seventh of the stream, but never so little that a threshold would be a guess.
         "min_trusted_labels": max(500, min(5000, judged // 7)),
         "min_new_labels": max(50, judged // len(plan) // 4),
+        "min_missed_labels": max(20, judged // len(plan) // 10),
     }
 
 

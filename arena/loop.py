@@ -1,6 +1,6 @@
-"""Plays a world through the real loop: traffic through the scorer, files into the store, the clock forward, the
-sensors ticked. It moves the clock and the traffic and nothing else: what is trained, attacked, rolled out or
-rolled back is decided by the definitions that production runs.
+"""Plays a world through the real loop: traffic through the scorer, files into the store, the clock forward,
+the sensors ticked. It moves the clock and the traffic and nothing else: what is trained, attacked, rolled out
+or rolled back is decided by the definitions that production runs.
 
 Killed at any instant and started again, it takes up the hour it was in.
 """
@@ -86,7 +86,7 @@ class Loop:
         self.delivery = Delivery(self.store, world, service, self.progress, self._save)
         self._first: Any = None
 
-    # -- memory ---------------------------------------------------------------------------------------------------
+    # -- memory ----------------------------------------------------------------------------------------------
 
     def _load(self) -> Progress:
         if not self.path.exists():
@@ -99,7 +99,7 @@ class Loop:
         self.progress.world = self.world.state()
         save(self.path, asdict(self.progress))
 
-    # -- the hours ------------------------------------------------------------------------------------------------
+    # -- the hours -------------------------------------------------------------------------------------------
 
     def run(self, on_hour: Callable[[int, int], None] = lambda done, total: None) -> Progress:
         """Play every hour that has not been played yet."""
@@ -135,7 +135,7 @@ class Loop:
         self.service.refresh()
         return self.delivery.score(events)
 
-    # -- the sensors ----------------------------------------------------------------------------------------------
+    # -- the sensors -----------------------------------------------------------------------------------------
 
     def _tick(self, index: int) -> None:
         """Let Dagster evaluate each sensor once, and run what it asks for."""
@@ -167,7 +167,7 @@ class Loop:
             )
             self.say(f"{self.world.name_of(index)}  {sensor} started a lap: {reason}")
 
-    # -- the truth ------------------------------------------------------------------------------------------------
+    # -- the truth -------------------------------------------------------------------------------------------
 
     def _measure(self, index: int, hour: datetime, traffic: Traffic, actions: Mapping[str, str]) -> Point:
         live = state.rollout_state(self.store)

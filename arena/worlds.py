@@ -21,7 +21,7 @@ HISTORY_HOURS = 36
 CALM_HOURS = 14
 """Live hours before the world changes: the shadow of the first model, its reference, and quiet."""
 
-AFTER_HOURS = 28
+AFTER_HOURS = 30
 """Hours after the change: to notice, to run a lap, to roll out, and twelve to look at what it was worth."""
 
 

@@ -6,6 +6,7 @@ from them is decided in `redqueen.policy`, asked by the sensors.
 
 import os
 import tempfile
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -182,19 +183,22 @@ def _watch(env: Environment, hour: datetime, *, html: bool) -> watching.Watched:
     champion = _champion_of(here)
     past = _past(env, hour)
     figures = drift = None
+    counts = _counts(env, end)
     if champion is not None:
         votes = read_hours(env.store, "ingested/labels", end - watching.TRAILING, end)
-        # Only what this champion answered: what a former one, or none, let through is not evasion of this one.
+        # Only what this champion answered: what a former one, or none, let through is not evasion of this
+        # one.
         own = trailing.filter(pl.col("model_id") == champion)
-        figures = watching.adaptation_figures(
+        figures, missed = watching.adaptation_figures(
             own, votes, hour, env.settings.policies, env.settings.maturity_hours
         )
+        counts = replace(counts, missed=missed)
         drift = _drift(env, champion, own.filter(pl.col("ts") >= hour), hour, html=html)
     record = watching.watch(
         hour, champion, figures, drift, past,
         n_events=read_hours(env.store, "ingested/events", hour, end).height,
         n_served=here.height,
-        counts=_counts(env, end),
+        counts=counts,
         stage=state.rollout_state(env.store).stage,
     )  # fmt: skip
     env.store.put_json(signals_key(hour), record.to_dict())

@@ -38,7 +38,6 @@ from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
 
-
 ACTORLESS = tuple(feature.name for feature in FEATURES if not feature.needs_actor)
 """The features of a stream that does not say who sent what."""
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from redqueen import alerts, state
 from redqueen.clock import open_clock
-from redqueen.errors import RedQueenError
+from redqueen.errors import InvalidInput, RedQueenError
 from redqueen.policy import Hold
 from redqueen.settings import Settings, load_settings
 from redqueen.store import ObjectStore, open_store
@@ -78,7 +78,12 @@ def _home(
 
 def _open() -> tuple[Settings, ObjectStore]:
     settings = load_settings()
-    return settings, open_store(settings)
+    try:
+        return settings, open_store(settings)
+    except OSError as error:
+        raise InvalidInput(
+            f"{settings.home} cannot be a home ({error.strerror}): choose another with --home or RQ_HOME"
+        ) from None
 
 
 # -- running -------------------------------------------------------------------------------------------------
@@ -365,7 +370,7 @@ def _problems(error: ValidationError) -> list[str]:
 def freeze(
     scope: Annotated[Scope, typer.Argument(help="training, promotion or all. Scoring always goes on.")],
     reason: Annotated[str, typer.Option(help="Why; everybody sees it.")],
-    hours: Annotated[float, typer.Option(help="Until it lifts by itself.", min=0.1)] = 12.0,
+    hours: Annotated[float, typer.Option(help="Until it lifts by itself.", min=0.1, max=8760)] = 12.0,
     owner: Annotated[str | None, typer.Option(help="Who answers for it; default: you.")] = None,
 ) -> None:
     """Stop retrains, promotions or both. Scoring, monitoring and work by hand go on."""
@@ -391,7 +396,9 @@ def unfreeze(scope: Annotated[Scope, typer.Argument(help="The scope that was fro
 @app.command()
 def rollback(
     reason: Annotated[str, typer.Option(help="Why; everybody sees it.")],
-    pause_hours: Annotated[float, typer.Option(help="Nothing is promoted for this long.", min=0)] = 12.0,
+    pause_hours: Annotated[
+        float, typer.Option(help="Nothing is promoted for this long.", min=0, max=8760)
+    ] = 12.0,
 ) -> None:
     """Take back the candidate on its way; with none on its way, go back to the model that was live before."""
     from redqueen.operate import roll_back

@@ -77,11 +77,13 @@ class Hold:
 @dataclass(frozen=True)
 class LabelCounts:
     """trusted: mature trusted labels in all; new: those received since the last training set was cut;
-    suspect: those held back as coordinated or implausible in the same time."""
+    suspect: those held back as coordinated or implausible in the same time; missed: messages of the trailing
+    windows that were judged abusive and got through, None where nobody counted."""
 
     trusted: int
     new: int
     suspect: int = 0
+    missed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,16 @@ class Limits:
     Drift fires when, in k of the last m windows of at least `drift_min_rows` rows, a share `drift_share` of
     the feature columns drifted (PSI less sampling noise >= .2, see DriftFigures) or a model score's PSI
     reached `score_psi`. Labels are suspect when at least `suspect_min` and a share `suspect_share` of the new
-    ones are held back. monitoring older than `stale_after_hours` is unknown.
+    ones are held back. monitoring older than `stale_after_hours` is unknown. Adaptation must have left
+    `min_missed_labels` judged examples of what gets through: a retrain on thirty of them spends the budget
+    and learns little.
     """
 
     cooldown_hours: float = 6.0
     daily_budget: int = 4
     min_trusted_labels: int = 1000
     min_new_labels: int = 150
+    min_missed_labels: int = 250
     drift_share: float = 0.3
     score_psi: float = 0.25
     drift_min_rows: int = 200
@@ -195,6 +200,7 @@ class Limits:
             daily_budget=settings.daily_retrain_budget,
             min_trusted_labels=settings.min_trusted_labels,
             min_new_labels=settings.min_new_labels,
+            min_missed_labels=settings.min_missed_labels,
             stale_after_hours=settings.stale_after_hours,
         )
 
@@ -497,6 +503,9 @@ def _obstacles(
         found.append(f"daily budget: {state.retrains_today} of {limits.daily_budget} retrains in 24 h")
     if finding.trigger != "bootstrap" and counts.new < limits.min_new_labels:
         found.append(f"too few trusted labels: {counts.new} new ones, {limits.min_new_labels} needed")
+    missed = counts.missed
+    if finding.trigger in FIGURE_OF and missed is not None and missed < limits.min_missed_labels:
+        found.append(f"too few judged examples: {missed} of what got through, {limits.min_missed_labels} needed")
     share = counts.suspect / max(counts.new + counts.suspect, 1)
     if counts.suspect >= limits.suspect_min and share >= limits.suspect_share:
         found.append(

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     min_new_labels: int = Field(
         150, ge=0, description="Labels received since the last training set that a retrain needs."
     )
+    min_missed_labels: int = Field(
+        250,
+        ge=0,
+        description="Judged abusive messages that got through, before adaptation is worth a retrain: a campaign is "
+        "learnt from a few hundred examples, not from thirty.",
+    )
     stale_after_hours: float = Field(
         3.0, gt=0, description="Monitoring older than this is unknown, and unknown pages."
     )

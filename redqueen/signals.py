@@ -135,7 +135,8 @@ def adaptation_figures(
     joined = adaptation.join_labels(trailing, gold, known_at)
     # Friend requests and joins carry no text: nobody can obfuscate them, so they would only dilute.
     served = joined.filter(pl.col("ts") >= window)
-    return adaptation.window_figures(served, joined, window=window)
+    missed = joined.filter(pl.col("abuse") & pl.col("action").is_in(adaptation.DELIVERED)).height
+    return adaptation.window_figures(served, joined, window=window), missed
 
 
 def watch(
@@ -167,6 +168,10 @@ def watch(
     )
     mine = [*own, figures]
     base = adaptation.baselines(mine[:REFERENCE_WINDOWS], fallback=former)
+    ours, theirs = base.get(adaptation.EVASION), (former or {}).get(adaptation.EVASION)
+    if ours and theirs and ours.mean > theirs.mean:
+        # An attack that still gets through must not become the new normal just because it outlived a retrain.
+        base[adaptation.EVASION] = theirs
     later = mine[REFERENCE_WINDOWS:]
     signals = Signals(
         window=window, champion=champion, health=health, health_reason=why, drift=drift, labels=counts,

@@ -103,6 +103,13 @@ def test_a_freeze_is_seen_and_lifted(run, store: ObjectStore) -> None:
     assert run("freeze", "weather", "--reason", "rain").code == 2
 
 
+def test_a_home_that_cannot_be_one_is_named(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = run("--home", str(tmp_path / "file"), "status")
+    assert said.code == 1
+    assert "cannot be a home" in said
+
+
 @pytest.mark.parametrize("command", ["status", "doctor", "why"])
 def test_a_bad_setting_is_named(run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("RQ_FPR_BUDGET", "7")
