@@ -114,6 +114,8 @@ def replay(
     _quarantine(settings, stream, plan)
     for note in stream.told:
         console.print(f"  {note}")
+    if _single_words(stream):
+        console.print("  texts are single words: attacks that add words are left out of the threat model")
     console.print(f"  one {window} of the stream is played in one hour: {len(plan)} hours")
     return _play(settings, ReplayWorld(plan), meta, "replay", seed, console)
 
@@ -125,6 +127,7 @@ def _stream_settings(stream: Stream, plan: Plan) -> dict[str, object]:
     judged = stream.rows.height
     return {
         "policies": ",".join(stream.policies),
+        "attack_families": "invisible,homoglyph,leet,typo" if _single_words(stream) else None,
         "trusted_sources": "vendor,moderator,audit,honeypot",
         "behaviour": str(stream.behaviour).lower(),
         # A seventh of the stream, but never so little that a threshold would be a guess.
@@ -132,6 +135,12 @@ def _stream_settings(stream: Stream, plan: Plan) -> dict[str, object]:
         "min_new_labels": max(50, judged // len(plan) // 4),
         "min_missed_labels": max(20, judged // len(plan) // 10),
     }
+
+
+def _single_words(stream: Stream) -> bool:
+    """Whether messages are names or links rather than sentences: nobody can add words to those."""
+    words = stream.rows["text"].head(2000).str.strip_chars().str.count_matches(r"\s+")
+    return bool((words == 0).mean() > 0.9)  # type: ignore[operator]
 
 
 def _quarantine(settings: Settings, stream: Stream, plan: Plan) -> None:

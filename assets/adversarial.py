@@ -21,6 +21,7 @@ from assets.environment import Environment
 from assets.partitions import candidates
 from assets.training import evaluation, training_set_key, work_folder
 from redqueen import attacks, state
+from redqueen.errors import InvalidInput
 from redqueen.store import to_parquet
 
 SEED = 20_26
@@ -70,6 +71,7 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
             messages["text"].to_list(),
             ids=messages["event_id"].to_list(),
             features=messages.select(names).to_numpy() if names else None,
+            families=_families(env.settings.attack_families),
             seed=SEED,
             budget_queries=env.settings.attack_query_budget,
         )
@@ -93,6 +95,14 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
             )
         ],
     )
+
+
+def _families(names: tuple[str, ...]) -> tuple[attacks.Family, ...]:
+    """The attack families of the threat model; raises `InvalidInput` for a name that is none."""
+    known = {family.name: family for family in attacks.FAMILIES}
+    if unknown := sorted(set(names) - known.keys()):
+        raise InvalidInput(f"RQ_ATTACK_FAMILIES names '{unknown[0]}': known are {', '.join(known)}")
+    return tuple(known[name] for name in names)
 
 
 def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:

@@ -31,6 +31,7 @@ class Dataset:
     """A training set in memory, sorted by time; rows line up across the fields."""
 
     event_ids: list[str]
+    texts: list[str]
     views: list[View]
     targets: npt.NDArray[np.float32]
     weight: npt.NDArray[np.float32]
@@ -73,6 +74,7 @@ def load(spec: TrainingSpec) -> Dataset:
     )
     return Dataset(
         event_ids=table["event_id"].to_list(),
+        texts=table["text"].to_list(),
         views=[view(t) for t in table["text"].to_list()],
         targets=table.select([f"p_{p}" for p in spec.policies])
         .fill_null(0)

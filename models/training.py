@@ -51,6 +51,11 @@ from models.tokens import Tokens, View
 from models.train import Progress, TrainingSpec
 from models.trees import Trees
 from redqueen.errors import InvalidInput
+from redqueen.features import with_text
+
+PADDED, PADDED_WEIGHT = 0.4, 0.5
+"""Share of messages that trees also see padded with a benign one, and what such a copy weighs. Without them a long
+message looks benign by its length alone, and three kind words before a lure hide it."""
 
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on clean and on misspelt messages alike."""
@@ -246,7 +251,27 @@ def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shall
 def _fit_trees(spec: TrainingSpec, data: Dataset, rows: Rows) -> Trees | None:
     if data.features is None:
         return None
-    return trees.fit(data.features[rows], data.targets[rows], data.weight[rows], seed=spec.seed)
+    padded, texts = _padded(data, rows, spec.seed)
+    copies = with_text(data.features[padded], texts, spec.feature_names)
+    every = np.concatenate([rows, padded])
+    weight = np.concatenate([data.weight[rows], PADDED_WEIGHT * data.weight[padded]])
+    return trees.fit(
+        np.concatenate([data.features[rows], copies]), data.targets[every], weight, seed=spec.seed
+    )
+
+
+def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
+    """Some of `rows`, and their texts with a benign message before or after them, as abusers write them."""
+    rng = np.random.default_rng(seed)
+    chosen, benign = rows[rng.random(len(rows)) < PADDED], rows[~data.abusive[rows]]
+    if not len(benign):
+        return chosen[:0], []
+    others, first = rng.choice(benign, len(chosen)), rng.random(len(chosen)) < 0.5
+    pairs = [
+        (data.texts[a], data.texts[b]) if lead else (data.texts[b], data.texts[a])
+        for a, b, lead in zip(others, chosen, first, strict=True)
+    ]
+    return chosen, [f"{one}\n{two}" for one, two in pairs]
 
 
 @dataclass(frozen=True)

@@ -505,7 +505,9 @@ def _obstacles(
         found.append(f"too few trusted labels: {counts.new} new ones, {limits.min_new_labels} needed")
     missed = counts.missed
     if finding.trigger in FIGURE_OF and missed is not None and missed < limits.min_missed_labels:
-        found.append(f"too few judged examples: {missed} of what got through, {limits.min_missed_labels} needed")
+        found.append(
+            f"too few judged examples: {missed} of what got through, {limits.min_missed_labels} needed"
+        )
     share = counts.suspect / max(counts.new + counts.suspect, 1)
     if counts.suspect >= limits.suspect_min and share >= limits.suspect_share:
         found.append(

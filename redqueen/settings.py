@@ -89,6 +89,11 @@ class Settings(BaseSettings):
 
     # adversarial evaluation
     attack_messages: int = Field(90, ge=5, description="Abusive messages attacked per family.")
+    attack_families: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("invisible", "homoglyph", "leet", "spacing", "typo", "padding", "url"),
+        description="The threat model: what an abuser can change here. Where texts are domain names, say, nobody can "
+        "add words.",
+    )
     attack_query_budget: int = Field(20_000, ge=100, description="Scores an attack may ask for in all.")
 
     # when to retrain
@@ -157,7 +162,7 @@ class Settings(BaseSettings):
     )
     alert_webhook: str | None = Field(None, description="Where alerts are posted as JSON, besides the log.")
 
-    @field_validator("policies", "severe_policies", "trusted_sources", mode="before")
+    @field_validator("policies", "severe_policies", "trusted_sources", "attack_families", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
