@@ -192,15 +192,21 @@ class Loop:
     def _first_acts(self, served: pl.DataFrame, traffic: Traffic) -> set[str]:
         """What the first champion, never retrained, would have acted on, with the features as served."""
         first = self._first_detector()
-        rows = served.unique("event_id", keep="first")
         texts = {row["event_id"]: row["text"] for row in traffic.events if row.get("text")}
-        rows = rows.filter(pl.col("event_id").is_in(list(texts)))
+        rows = served.filter(pl.col("event_id").is_in(list(texts)))
+        own = rows.filter(pl.col("model_id") == self.progress.first_model)
+        known = set(own.filter(pl.col("action").is_in(list(schema.ACTED_ON)))["event_id"])
+        rows = rows.filter(~pl.col("event_id").is_in(own["event_id"].to_list())).unique(
+            "event_id", keep="first"
+        )
+        if rows.is_empty():
+            return known
         served_features = np.asarray(rows["features"].to_list(), dtype=np.float32)
         features = served_features[:, [NAMES.index(name) for name in first.feature_names]]
         ids = rows["event_id"].to_list()
         scores = first.score([texts[e] for e in ids], features)
         acted = first.threshold_ratio(scores) >= 1.0
-        return {e for e, hit in zip(ids, acted, strict=True) if hit}
+        return known | {e for e, hit in zip(ids, acted, strict=True) if hit}
 
     def _first_detector(self) -> Any:
         if self._first is None:

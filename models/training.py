@@ -54,8 +54,8 @@ from redqueen.errors import InvalidInput
 from redqueen.features import with_text
 
 PADDED, PADDED_WEIGHT = 0.4, 0.5
-"""Share of messages that trees also see padded with a benign one, and what such a copy weighs. Without them a long
-message looks benign by its length alone, and three kind words before a lure hide it."""
+"""Share of messages that trees also see padded with a benign one, and what such a copy weighs. Without them a
+long message looks benign by its length alone, and three kind words before a lure hide it."""
 
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on clean and on misspelt messages alike."""

@@ -91,8 +91,8 @@ class Settings(BaseSettings):
     attack_messages: int = Field(90, ge=5, description="Abusive messages attacked per family.")
     attack_families: Annotated[tuple[str, ...], NoDecode] = Field(
         ("invisible", "homoglyph", "leet", "spacing", "typo", "padding", "url"),
-        description="The threat model: what an abuser can change here. Where texts are domain names, say, nobody can "
-        "add words.",
+        description="The threat model: what an abuser can change here. Where texts are domain names, say, "
+        "nobody can add words.",
     )
     attack_query_budget: int = Field(20_000, ge=100, description="Scores an attack may ask for in all.")
 
@@ -116,8 +116,8 @@ class Settings(BaseSettings):
     min_missed_labels: int = Field(
         250,
         ge=0,
-        description="Judged abusive messages that got through, before adaptation is worth a retrain: a campaign is "
-        "learnt from a few hundred examples, not from thirty.",
+        description="Judged abusive messages that got through, before adaptation is worth a retrain: a "
+        "campaign is learnt from a few hundred examples, not from thirty.",
     )
     stale_after_hours: float = Field(
         3.0, gt=0, description="Monitoring older than this is unknown, and unknown pages."

@@ -122,8 +122,9 @@ def adaptation_figures(
     window: datetime,
     policies: Sequence[str],
     maturity_hours: float,
-) -> AdaptationFigures:
-    """The adaptation figures of the window that starts at `window`.
+) -> tuple[AdaptationFigures, int]:
+    """The adaptation figures of the window that starts at `window`, and how many messages judged abusive got
+    through.
 
     Args:
         trailing: answered predictions with `ts` in the window or up to `TRAILING` before its end.

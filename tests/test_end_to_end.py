@@ -33,6 +33,8 @@ SMALL = {
     "RQ_SERVING_REFRESH_SECONDS": "0.5",
     "RQ_ENCODER_LAYERS": "1",
     "RQ_ENCODER_WIDTH": "64",
+    # A threshold out in the tail of so little traffic would be luck, and so would be the gate's verdict.
+    "RQ_FPR_BUDGET": "0.03",
     "RQ_ATTACK_MESSAGES": "60",
     "RQ_MIN_TRUSTED_LABELS": "400",
     "RQ_MIN_CLASS_LABELS": "60",
