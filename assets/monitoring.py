@@ -34,6 +34,7 @@ from redqueen import state
 from redqueen.drift import DriftFigures, Reference, drift_figures
 from redqueen.features import NAMES
 from redqueen.policy import LabelCounts
+from redqueen.store import DirectoryStore
 from redqueen.tables import HOUR, landed_hours, read_hours, write_part
 
 PAST_WINDOWS = 72
@@ -301,8 +302,9 @@ def _signals_metadata(env: Environment, record: watching.Watched) -> dict[str, A
 
 def report_url(env: Environment, key: str) -> str:
     """Where a browser finds a report: the reports server of `make ui`, or the store's own address."""
-    base = env.settings.reports_url
-    return f"{base}/{key.removeprefix('reports/')}" if base else env.store.url(key)
+    if isinstance(env.store, DirectoryStore):
+        return f"{env.settings.reports_url}/{key.removeprefix('reports/')}"
+    return env.store.url(key)
 
 
 def _draw_psi(axes: Any, record: watching.Watched) -> None:

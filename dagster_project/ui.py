@@ -1,4 +1,5 @@
-"""`make ui`: Dagster's web server and daemon on one home, as one thing that starts and stops together.
+"""`make ui`: Dagster's web server and daemon on one home, and a file server for drift reports, as one thing
+that starts and stops together.
 
 Only processes are looked after here; what they show is the definitions' business.
 """
@@ -65,6 +66,7 @@ def serve_ui(
     """
     home = Path(home).absolute()
     _check(host, port, workspace)
+    _check(host, port + 1, workspace)
     write_dagster_yaml(dagster_home(home))
     with ExitStack() as stack:
         daemon = _claim(stack, home, read_only, announce)
@@ -72,8 +74,9 @@ def serve_ui(
         _make_storage(dagster_home(home))
         children: list[Child] = []
         stack.callback(_stop, children)
-        for name, command in _commands(host, port, workspace, read_only, daemon):
-            children.append(_start(name, command, home))
+        environment = _environment(home, host, port)
+        for name, command in _commands(home, host, port, workspace, read_only, daemon):
+            children.append(_start(name, command, home, environment))
         address = f"http://{host}:{port}"
         if _watch(children, stop, until=lambda: _answers(address), seconds=START_SECONDS):
             announce(f"Dagster is at {address} (logs in {home / 'logs'}; Ctrl-C ends it)")
@@ -118,21 +121,30 @@ def _make_storage(dagster_home: Path) -> None:
 
 
 def _commands(
-    host: str, port: int, workspace: Path, read_only: bool, daemon: bool
+    home: Path, host: str, port: int, workspace: Path, read_only: bool, daemon: bool
 ) -> Iterator[tuple[str, list[str]]]:
     python = [sys.executable, "-m"]
     web = [*python, "dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)]
     yield "webserver", [*web, "--read-only"] if read_only else web
     if daemon:
         yield "daemon", [*python, "dagster._daemon", "run", "-w", str(workspace)]
+    # Drift reports are pages of 4 MB: Dagster links to them, and browsers follow no link to a file.
+    reports = home / "store" / "reports"
+    reports.mkdir(parents=True, exist_ok=True)
+    yield "reports", [*python, "http.server", str(port + 1), "--bind", host, "--directory", str(reports)]
 
 
-def _environment(home: Path) -> Mapping[str, str]:
-    own = {"RQ_HOME": str(home), "DAGSTER_HOME": str(dagster_home(home)), "DO_NOT_TRACK": "1"}
-    return {**os.environ, **own, "GX_ANALYTICS_ENABLED": "false"}
+def _environment(home: Path, host: str, port: int) -> Mapping[str, str]:
+    own = {
+        "RQ_HOME": str(home),
+        "DAGSTER_HOME": str(dagster_home(home)),
+        "DO_NOT_TRACK": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+    }
+    return {"RQ_REPORTS_URL": f"http://{host}:{port + 1}", **os.environ, **own}
 
 
-def _start(name: str, command: Sequence[str], home: Path) -> Child:
+def _start(name: str, command: Sequence[str], home: Path, environment: Mapping[str, str]) -> Child:
     log = home / "logs" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     parent = os.getpid()
@@ -150,7 +162,7 @@ def _start(name: str, command: Sequence[str], home: Path) -> Child:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=_environment(home),
+            env=environment,
             # A session of its own: Ctrl-C reaches us only, and what it leaves can be ended as a group.
             start_new_session=True,
             preexec_fn=end_with_parent,

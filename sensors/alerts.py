@@ -34,10 +34,14 @@ def run_failed(context: RunFailureSensorContext, env: Environment) -> None:
     now = env.clock.now()
     candidate = run.tags.get("dagster/partition", "") if run.job_name == "lap" else ""
     record = state.read(env.store, state.candidate_key(candidate)) if candidate else {}
-    # A rejected candidate also fails its run (the gate is a blocking check); that is a verdict, not a fault.
+    # A rejected candidate also fails its run (the gate is a blocking check): a verdict, not a fault. Somebody
+    # asked for that lap, though, and what it was to mend goes on.
     if record.get("status") == "rejected":
+        told = f"{candidate} was rejected and the champion stays: {record['reason']}"
+        alerts.send(env.store, env.settings, f"rejected-{candidate}", told, now)
         return
-    if record and record["status"] not in state.FINISHED and record.get("run_id") == run.run_id:
+    own = not record or record.get("run_id") == run.run_id
+    if candidate and own and record.get("status") not in state.FINISHED:
         state.advance_candidate(env.store, candidate, "failed", now, f"run {run.run_id[:8]} failed")
     message = (
         f"run {run.run_id[:8]} of job {run.job_name} failed; open it in Dagster for the step and its error"
