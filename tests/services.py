@@ -70,7 +70,7 @@ class S3Server:
         flags += [f"-{name}={port}" for name, port in grpc.items()]
         process = subprocess.Popen(
             [
-                weed, "server", "-s3", "-ip=127.0.0.1", f"-dir={folder}", "-volume.max=100",
+                weed, "server", "-s3", "-ip=127.0.0.1", f"-dir={folder}", "-volume.max=2000",
                 "-master.volumeSizeLimitMB=64", *flags,
             ],
             stdout=subprocess.DEVNULL, stderr=(folder / "weed.log").open("wb"),

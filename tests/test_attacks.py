@@ -272,11 +272,19 @@ def made(kept: Sequence[float], messages: int = 120) -> AttackReport:
 
 def test_the_gate_has_floors() -> None:
     assert gate(made([0.8, 0.7])).passed
-    low = gate(made([0.9, 0.05]))
+    low = gate(made([0.9, 0.05]), made([0.9, 0.07]))
     assert not low.passed
     assert "worst family, f1" in low.reasons[0]
-    assert not gate(made([0.35, 0.36])).passed
-    assert gate(made([0.35, 0.36]), limits=GateLimits(min_mean_recall=0.3)).passed
+    assert not gate(made([0.25, 0.26])).passed
+    assert gate(made([0.25, 0.26]), limits=GateLimits(min_mean_recall=0.2)).passed
+
+
+def test_a_first_model_is_not_refused_for_one_weak_family_but_it_is_told() -> None:
+    weak = gate(made([0.9, 0.05]))
+    assert weak.passed
+    assert any(
+        "worst family, f1" in reason and "what is live holds 0.00" in reason for reason in weak.reasons
+    )
 
 
 def test_the_gate_stays_closed_without_evidence() -> None:

@@ -63,10 +63,11 @@ def record(
 
 def window(hour: int, obfuscating: int, actors: int = 200) -> AdaptationFigures:
     rows = [{"actor_id": f"a{i}", "obfuscation": 0.5 * (i < obfuscating)} for i in range(actors)]
-    return signals.adaptation_figures(
+    figures, _missed = signals.adaptation_figures(
         predictions([{**row, "ts": T0 + hour * HOUR} for row in rows]), votes([]), T0 + hour * HOUR,
         POLICIES, 4.0,
     )  # fmt: skip
+    return figures
 
 
 # -- rows ---------------------------------------------------------------------------------------------------
@@ -170,3 +171,56 @@ def test_a_record_survives_json_whole() -> None:
     past = [record(hour, window(hour, 6), []) for hour in range(2)]
     found = record(2, window(2, 6), past)
     assert signals.Watched.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+# -- what got through ---------------------------------------------------------------------------------------
+
+
+def evading(hour: int, share: float, actors: int = 200) -> tuple[AdaptationFigures, int]:
+    """A window in which every actor was judged abusive and `share` of them got through."""
+    at = T0 + hour * HOUR
+    through = round(share * actors)
+    rows = [
+        {
+            "event_id": f"{hour}-{i}",
+            "actor_id": f"{hour}-a{i}",
+            "ts": at,
+            "action": "allow" if i < through else "limit",
+        }
+        for i in range(actors)
+    ]
+    judged = [
+        {
+            "label_id": f"{hour}-{i}",
+            "event_id": f"{hour}-{i}",
+            "policy": "spam",
+            "value": "abuse",
+            "received_at": at,
+        }
+        for i in range(actors)
+    ]
+    return signals.adaptation_figures(predictions(rows), votes(judged), at, POLICIES, 4.0)
+
+
+def test_judged_abuse_that_got_through_is_counted() -> None:
+    assert evading(0, 0.25)[1] == 50
+    assert evading(0, 0.0)[1] == 0
+
+
+def test_an_attack_that_outlives_a_retrain_does_not_become_the_new_normal() -> None:
+    past: list[signals.Watched] = []
+    for hour in range(6):
+        past.append(record(hour, evading(hour, 0.1)[0], past))
+    for hour in range(6, 14):
+        past.append(record(hour, evading(hour, 0.4)[0], past, champion="m2"))
+    assert past[-1].baselines["evasion_rate"].mean == past[5].baselines["evasion_rate"].mean
+    assert any(alarm.figure == "evasion_rate" for alarm in past[-1].signals.alarms)
+
+
+def test_a_champion_better_than_its_predecessor_is_held_to_its_own_figures() -> None:
+    past: list[signals.Watched] = []
+    for hour in range(6):
+        past.append(record(hour, evading(hour, 0.4)[0], past))
+    for hour in range(6, 12):
+        past.append(record(hour, evading(hour, 0.1)[0], past, champion="m2"))
+    assert past[-1].baselines["evasion_rate"].mean < 0.2

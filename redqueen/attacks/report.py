@@ -251,7 +251,7 @@ def compare(champion: AttackReport, candidate: AttackReport, confidence: float =
 class GateLimits:
     """What a candidate must hold under attack; shares of recall at the fixed operating point."""
 
-    min_mean_recall: float = 0.40
+    min_mean_recall: float = 0.30
     min_worst_recall: float = 0.10
     max_mean_loss: float = 0.10
     """Recall that the candidate may lose against the champion in the mean, at the cautious end of the
@@ -311,20 +311,22 @@ def _floors(
     for name, value, floor, live in figures:
         sentence = f"{name} is {value:.2f}, the floor is {floor:.2f}"
         # Under attack every model may be below the floor: keeping a live one that is no better helps only
-        # abusers.
-        excused = value < floor and live is not None and value >= live
+        # abusers, and keeping none for the sake of one family helps them most.
+        excused = value < floor and value >= live
         if excused:
-            sentence += f", but the live champion's is {live:.2f}"
+            sentence += f", but what is live holds {live:.2f}"
         (held if value >= floor or excused else against).append(sentence)
     return against, held
 
 
-def _mean_of(report: AttackReport | None) -> float | None:
-    return report.mean_recall if report else None
+def _mean_of(report: AttackReport | None) -> float:
+    """A first model, too, must hold in the mean: without a champion there is no excuse."""
+    return report.mean_recall if report else 1.0
 
 
-def _family_of(report: AttackReport | None, name: str) -> float | None:
-    return next((f.recall_after for f in report.families if f.name == name), None) if report else None
+def _family_of(report: AttackReport | None, name: str) -> float:
+    """Where nothing is live every family gets through: one weak family is told, not held against it."""
+    return next((f.recall_after for f in report.families if f.name == name), 0.0) if report else 0.0
 
 
 def _regressions(comparison: Comparison, limits: GateLimits) -> tuple[list[str], list[str]]:
