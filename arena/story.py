@@ -17,6 +17,9 @@ from redqueen import state
 from redqueen.store import ObjectStore
 
 FINAL_HOURS = 12
+MIN_BENIGN = 200
+"""Benign messages that an hour's false-positive rate must rest on to be called the highest."""
+
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -92,7 +95,7 @@ class Story:
             "recall_before": self.mean("recall", self.before),
             "recall_final": self.mean("recall", self.final),
             "recall_final_never_retrained": self.mean("recall_never_retrained", self.final),
-            "fpr_highest": max((p["fpr"] for p in self.live), default=None),
+            "fpr_highest": max((p["fpr"] for p in self.live if p["n_benign"] >= MIN_BENIGN), default=None),
             "seconds": round(self.seconds, 1),
         }
 
