@@ -127,7 +127,8 @@ class Limits:
     alpha: chance of ever rolling back a harmless challenger for harm, split evenly over the guardrails.
     margin + relative_margin * champion's risk: how much worse than the champion still counts as no worse, as
     a share of judged actors. suspicion: an E-value of harm from which nothing goes to 100%, though it does
-    not suffice for a rollback. min_harmed: challenger units below which no harm is called.
+    not suffice for a rollback. min_harmed: challenger units below which no harm is called. label_error: share
+    of abusive messages that people judge benign (moderators err in about one of fifty).
 
     Simulated on the platform (risks near 1%, labels 2 h late, 24 h): a challenger that does four times the
     harm never got through, three times 3 of 24, twice 17 of 24: finding so little takes more actors than a
@@ -138,6 +139,7 @@ class Limits:
     alpha: float = 0.01
     mismatch_alpha: float = 0.001
     suspicion: float = 3.0
+    label_error: float = 0.02
     bake: dict[str, float] = field(default_factory=lambda: {SHADOW: 1.0, "1%": 1.0, "5%": 1.0, "25%": 2.0})
     exposed: dict[str, int] = field(default_factory=lambda: {"1%": 8, "5%": 30, "25%": 100})
     min_harmed: dict[str, int] = field(default_factory=lambda: {MISSED: 3, WRONG: 3, SLOW: 20, ERRORS: 20})
@@ -192,7 +194,8 @@ class Stratum:
     entered: actors seen for the first time in the rollout (for the sample ratio); joined: first time in that
     arm; harm: guardrail -> actors active here and not harmed before (requests for slow, errors), and harmed
     here; cohort: guardrail -> actors first judged here, and those of them harmed at any time (for
-    non-inferiority); abusive: actors first judged here whose judgement was abuse.
+    non-inferiority); abusive: actors first judged here whose judgement was abuse; caught: messages acted on
+    and judged abusive.
     """
 
     look: str
@@ -203,6 +206,7 @@ class Stratum:
     harm: dict[str, Tally] = field(default_factory=dict)
     cohort: dict[str, Tally] = field(default_factory=dict)
     abusive: Arms = NOBODY
+    caught: Arms = NOBODY
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ def collect(
         (pl.col("arm") == "challenger").alias("challenger"),
         (pl.col("abuse").fill_null(False) & ~acted_on).alias(MISSED),
         ((~pl.col("abuse")).fill_null(False) & acted_on).alias(WRONG),
+        (pl.col("abuse").fill_null(False) & acted_on).alias("caught"),
         (pl.col("latency_us") > latency_objective_ms * 1000).alias(SLOW),
         pl.col("degraded").alias(ERRORS),
         pl.col("abuse"),
@@ -320,7 +325,9 @@ def _strata(rows: pl.DataFrame, looks: pl.DataFrame) -> tuple[Stratum, ...]:
         ),
     )
     requests = rows.group_by(by).agg(
-        pl.len().alias("requests"), *(pl.col(name).sum().alias(f"harmed_{name}") for name in (SLOW, ERRORS))
+        pl.len().alias("requests"),
+        pl.col("caught").sum(),
+        *(pl.col(name).sum().alias(f"harmed_{name}") for name in (SLOW, ERRORS)),
     )
     counts: dict[tuple[Any, ...], dict[bool, dict[str, Any]]] = {}
     for frame in (actors, requests):
@@ -345,6 +352,7 @@ def _stratum(key: tuple[Any, ...], sides: Mapping[bool, Mapping[str, Any]]) -> S
         harm={name: Tally(arms(units[name]), arms(f"harmed_{name}")) for name in GUARDRAILS},
         cohort={name: Tally(arms("judged"), arms(f"cohort_{name}")) for name in PER_ACTOR},
         abusive=arms("abusive"),
+        caught=arms("caught"),
     )
 
 
@@ -386,16 +394,43 @@ def log_e_path(
     return np.logaddexp.reduce(paths, axis=0) - log(len(ratios))
 
 
-def harm_evidence(strata: Sequence[Stratum], guardrail: str) -> float:
-    """E-value against "the challenger does no harm on this guardrail"; 1 where there is nothing to see."""
-    tallies = [stratum.harm[guardrail] for stratum in strata if guardrail in stratum.harm]
-    tallies = [tally for tally in tallies if sum(tally.units)]
-    if not tallies:
+def harm_evidence(strata: Sequence[Stratum], guardrail: str, label_error: float = 0.0) -> float:
+    """E-value against "the challenger does no harm on this guardrail"; 1 where there is nothing to see.
+
+    label_error: share of abusive messages that people judge benign (see `expected_share`).
+    """
+    seen = [stratum for stratum in strata if sum(stratum.harm.get(guardrail, Tally()).units)]
+    if not seen:
         return 1.0
+    tallies = [stratum.harm[guardrail] for stratum in seen]
     hits = [tally.harmed.challenger for tally in tallies]
     events = [sum(tally.harmed) for tally in tallies]
-    share = [tally.units.challenger / sum(tally.units) for tally in tallies]
+    error = label_error if guardrail == WRONG else 0.0
+    share = [expected_share(stratum, guardrail, error) for stratum in seen]
     return exp(min(float(log_e_path(hits, events, share, HARM_RATIOS)[-1]), 700))
+
+
+def expected_share(stratum: Stratum, guardrail: str, label_error: float) -> float:
+    """The challenger's share of a stratum's harmed units when it does no harm: its share of units at risk.
+
+    People who judge err: of n abusive messages acted on, about label_error * n come back as "benign". A
+    challenger that catches more abuse is shown more of those, and would be rolled back for being better. They
+    are expected where the abuse was caught, the rest where the units are; the larger share of the two counts,
+    so that the correction only ever makes the test more careful.
+    """
+    tally = stratum.harm[guardrail]
+    share = tally.units.challenger / sum(tally.units)
+    noise = misjudged(stratum, label_error)
+    if not sum(noise):
+        return share
+    rest = max(sum(tally.harmed) - sum(noise), 0.0)
+    return max(share, (share * rest + noise[1]) / (rest + sum(noise)))
+
+
+def misjudged(stratum: Stratum, label_error: float) -> tuple[float, float]:
+    """Abusive messages acted on in the stratum that are expected to have been judged benign, by arm."""
+    odds = label_error / (1 - label_error)
+    return odds * stratum.caught.champion, odds * stratum.caught.challenger
 
 
 def mismatch_evidence(strata: Sequence[Stratum]) -> float:
@@ -427,11 +462,12 @@ class RiskDifference:
 
 
 def risk_difference(strata: Sequence[Stratum], guardrail: str, limits: Limits) -> RiskDifference:
-    """Estimate the risk difference of a per-actor guardrail.
+    """Estimate the risk difference of a per-actor guardrail, less what judges' errors are expected to add.
 
     The variance uses each arm's pooled risk with one event and two actors added, so that "no event in few
     actors" is not mistaken for certainty. The bound is for one look; the harm e-process guards all looks.
     """
+    error = limits.label_error if guardrail == WRONG else 0.0
     tallies = [stratum.cohort.get(guardrail, Tally()) for stratum in strata]
     judged, harmed = _total([tally.units for tally in tallies]), _total([tally.harmed for tally in tallies])
     base = harmed.champion / judged.champion if judged.champion else 0.0
@@ -439,13 +475,15 @@ def risk_difference(strata: Sequence[Stratum], guardrail: str, limits: Limits) -
     both = [tally for tally in tallies if min(tally.units) > 0]
     if not both:
         return RiskDifference(None, None, margin, judged)
+    noise = [misjudged(s, error) for s, tally in zip(strata, tallies, strict=True) if min(tally.units) > 0]
     n0, n1 = (np.array([tally.units[arm] for tally in both], dtype=np.float64) for arm in (0, 1))
     x0, x1 = (np.array([tally.harmed[arm] for tally in both], dtype=np.float64) for arm in (0, 1))
     weight = n0 * n1 / (n0 + n1)
     weight /= weight.sum()
     p0, p1 = ((harmed[arm] + 1) / (judged[arm] + 2) for arm in (0, 1))
     variance = p0 * (1 - p0) * (weight**2 / n0).sum() + p1 * (1 - p1) * (weight**2 / n1).sum()
-    difference = float((weight * (x1 / n1 - x0 / n0)).sum())
+    e0, e1 = (np.minimum([pair[arm] for pair in noise], x) for arm, x in ((0, x0), (1, x1)))
+    difference = float((weight * ((x1 - e1) / n1 - (x0 - e0) / n0)).sum())
     return RiskDifference(difference, difference + limits.confidence_z * sqrt(variance), margin, judged)
 
 
@@ -550,7 +588,7 @@ def _guardrail(strata: Sequence[Stratum], name: str, needed: float, limits: Limi
     harmed = _total([tally.harmed for tally in tallies])
     total = _total(units)
     figures: dict[str, Any] = {
-        "e": harm_evidence(strata, name),
+        "e": harm_evidence(strata, name, limits.label_error),
         "needed": needed,
         "champion": [harmed.champion, total.champion],
         "challenger": [harmed.challenger, total.challenger],

@@ -510,3 +510,55 @@ def assert_earned(state: RolloutState, found: Evidence) -> None:
         difference = risk_difference(found.strata, name, LIMITS)
         assert difference.shown
         assert min(difference.judged) >= LIMITS.min_judged
+
+
+# -- judges err ---------------------------------------------------------------------------------------------
+
+
+def better_but_misjudged(rng: np.random.Generator, looks: int = 20) -> tuple[Stratum, ...]:
+    """A challenger on a quarter of people catches three times as much abuse; judges call 2% of it benign."""
+    found = []
+    for look in range(looks):
+        caught = Arms(int(rng.binomial(195, 0.33)), int(rng.binomial(65, 0.95)))
+        harmed = Arms(
+            *(
+                int(rng.binomial(n, 0.02) + rng.binomial(u, 0.001))
+                for n, u in zip(caught, (900, 300), strict=True)
+            )
+        )
+        found.append(Stratum(str(look), "25%", harm={WRONG: Tally(Arms(900, 300), harmed)}, caught=caught))
+    return tuple(found)
+
+
+def test_a_challenger_is_not_rolled_back_for_the_errors_of_those_who_judge_what_it_caught() -> None:
+    rng = np.random.default_rng(5)
+    runs = [better_but_misjudged(rng) for _ in range(300)]
+    needed = len(GUARDRAILS) / LIMITS.alpha
+    naive = np.mean([harm_evidence(strata, WRONG) >= needed for strata in runs])
+    aware = np.mean([harm_evidence(strata, WRONG, LIMITS.label_error) >= needed for strata in runs])
+    assert naive > 0.2, "the trap is real"
+    assert aware <= LIMITS.alpha
+
+
+def test_real_harm_is_found_in_spite_of_that() -> None:
+    rng = np.random.default_rng(6)
+    found = 0
+    for _ in range(50):
+        strata = better_but_misjudged(rng)
+        worse = [
+            replace(
+                s,
+                harm={
+                    WRONG: Tally(
+                        s.harm[WRONG].units,
+                        Arms(
+                            s.harm[WRONG].harmed.champion,
+                            s.harm[WRONG].harmed.challenger + int(rng.poisson(9)),
+                        ),
+                    )
+                },
+            )
+            for s in strata
+        ]
+        found += harm_evidence(worse, WRONG, LIMITS.label_error) >= len(GUARDRAILS) / LIMITS.alpha
+    assert found >= 45
