@@ -18,7 +18,7 @@ from redqueen.tables import HOUR
 HISTORY_HOURS = 36
 """Judged traffic from before the first lap."""
 
-CALM_HOURS = 14
+CALM_HOURS = 11
 """Live hours before the world changes: the shadow of the first model, its reference, and quiet."""
 
 AFTER_HOURS = 30
