@@ -128,6 +128,7 @@ def _stream_settings(stream: Stream, plan: Plan) -> dict[str, object]:
     return {
         "policies": ",".join(stream.policies),
         "attack_families": "invisible,homoglyph,leet,typo" if _single_words(stream) else None,
+        "label_error": 0.0,
         "trusted_sources": "vendor,moderator,audit,honeypot",
         "behaviour": str(stream.behaviour).lower(),
         # A seventh of the stream, but never so little that a threshold would be a guess.

@@ -117,7 +117,9 @@ def rollout_step(context: AssetExecutionContext, env: Environment) -> Materializ
     try:
         waiting = _verified(env, candidate, seen)
         evidence = _evidence(env, seen, waiting, now)
-        limits = rollout.Limits(stale_after_hours=env.settings.stale_after_hours)
+        limits = rollout.Limits(
+            stale_after_hours=env.settings.stale_after_hours, label_error=env.settings.label_error
+        )
         step = rollout.next_step(seen, evidence, limits, now)
         if step.action == "promote":
             _freeze_reference(env, seen, now)

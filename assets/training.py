@@ -134,6 +134,7 @@ def candidate_model(
         feature_names=NAMES if settings.behaviour else ACTORLESS,
         features_version=FEATURES_VERSION,
         fpr_budget=settings.fpr_budget,
+        label_error=settings.label_error,
         snapshot=trainingset.digest(pl.read_parquet(dataset)),
         parent=state.rollout_state(env.store).champion,
         created_at=record["created_at"],

@@ -148,21 +148,32 @@ def _logistic(x: Floats, y: Floats, weight: Floats, prior: Floats, pull: float) 
 
 
 def cut(
-    z: Floats, benign: npt.NDArray[np.bool_], weight: Floats, share: float, floor: float = -np.inf
+    z: Floats,
+    benign: npt.NDArray[np.bool_],
+    weight: Floats,
+    share: float,
+    floor: float = -np.inf,
+    label_error: float = 0.0,
 ) -> Floats:
     """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies
     together.
+
+    label_error: share of abusive messages that judges call benign. Those look like false positives that no
+    threshold short of missing all abuse can avoid, and a handful of them decides where it lies: as many as
+    the caught abuse lets expect are not counted, but never more than `share` itself, in case judges erred less.
 
     Every policy is allowed the same number of benign messages, so that the rare ones are watched with the
     same care; what a policy does not need, because its threshold has come down to `floor`, the others may
     spend.
     """
     tail = -np.sort(-z[benign], axis=0)
-    w = weight[benign]
+    w, bad = weight[benign], weight[~benign]
+    odds = label_error / (1 - label_error)
     best = np.maximum(tail[0] + 0.5 if len(tail) else np.zeros(z.shape[1]), floor)
     for k in range(1, len(tail)):
         at = np.maximum((tail[k - 1] + tail[k]) / 2, floor)
-        if (w * (z[benign] >= at).any(1)).sum() > share * w.sum():
+        misjudged = min(odds * (bad * (z[~benign] >= at).any(1)).sum(), share * w.sum())
+        if (w * (z[benign] >= at).any(1)).sum() - misjudged > share * w.sum():
             break
         best = at
         if (at == floor).all():
@@ -177,12 +188,14 @@ def finish(
     abusive: npt.NDArray[np.bool_],
     weight: Floats,
     fpr_budget: float,
+    label_error: float = 0.0,
 ) -> Fusion:
     """Thresholds on held-out messages; the text-only voice is shifted so that the same ones hold for it."""
     share = fpr_budget * BUDGET_SHARE
     floor = float(log_odds(np.asarray(LEAST_PROBABILITY)))
-    cuts = np.round(cut(full.logits(logits), ~abusive, weight, share, floor), 6)
-    text_cuts = np.round(cut(text_only.logits(logits), ~abusive, weight, share, floor), 6)
+    cuts = np.round(cut(full.logits(logits), ~abusive, weight, share, floor, label_error), 6)
+    text_z = text_only.logits(logits)
+    text_cuts = np.round(cut(text_z, ~abusive, weight, share, floor, label_error), 6)
     shifted = tuple(
         round(float(i + c - t), 6) for i, c, t in zip(text_only.intercept, cuts, text_cuts, strict=True)
     )

@@ -36,6 +36,7 @@ class TrainingSpec:
         policies: label columns, and the order of scores.
         feature_names: feature columns, and their order; empty trains without behaviour.
         fpr_budget: share of benign messages that may be acted on, all policies together.
+        label_error: share of abusive messages that judges call benign; thresholds do not pay for those.
         snapshot: digest of the dataset.
         created_at: ISO 8601 time for the manifest; None is now.
         encoder: a Hugging Face encoder by name or path; None trains the compact one from scratch.
@@ -48,6 +49,7 @@ class TrainingSpec:
     feature_names: tuple[str, ...]
     features_version: str
     fpr_budget: float = 0.01
+    label_error: float = 0.0
     snapshot: str = ""
     parent: str | None = None
     created_at: str | None = None

@@ -406,15 +406,15 @@ def _finish(
     plain = fusion.fit_voice(("linear",), logits, part.targets, part.weight)
     candidates = {"fusion": (rehearsal.full, rehearsal.text_only), "linear": (plain, plain)}
     metrics = {name: _held_report(*voices, logits, part, spec) for name, voices in candidates.items()}
-    fused = _fuse(*candidates[rehearsal.selected], logits, part, spec.fpr_budget)
+    fused = _fuse(*candidates[rehearsal.selected], logits, part, spec)
     return Final(shallow, fused, logits, metrics)
 
 
 def _fuse(
-    full: Voice, text_only: Voice, logits: dict[str, npt.NDArray[np.float32]], part: Slice, fpr_budget: float
+    full: Voice, text_only: Voice, logits: dict[str, npt.NDArray[np.float32]], part: Slice, spec: TrainingSpec
 ) -> Fusion:
     calibrated = [fusion.calibrate(v, logits, part.targets, part.weight) for v in (full, text_only)]
-    return fusion.finish(calibrated[0], calibrated[1], logits, part.abusive, part.weight, fpr_budget)
+    return fusion.finish(*calibrated, logits, part.abusive, part.weight, spec.fpr_budget, spec.label_error)
 
 
 def _held_report(
@@ -429,7 +429,7 @@ def _held_report(
             text_only,
             {p: v[there] for p, v in logits.items()},
             Slice(part.targets[there], part.weight[there]),
-            spec.fpr_budget,
+            spec,
         )
         z[here] = fused.full.logits({p: v[here] for p, v in logits.items()})
         cuts[here] = fusion.log_odds(np.asarray(fused.thresholds))

@@ -182,7 +182,7 @@ class Limits:
     daily_budget: int = 4
     min_trusted_labels: int = 1000
     min_new_labels: int = 150
-    min_missed_labels: int = 250
+    min_missed_labels: int = 150
     drift_share: float = 0.3
     score_psi: float = 0.25
     drift_min_rows: int = 200

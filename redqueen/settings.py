@@ -56,6 +56,13 @@ class Settings(BaseSettings):
     fpr_budget: float = Field(
         0.01, gt=0, lt=0.5, description="Share of benign messages acted on, all policies together."
     )
+    label_error: float = Field(
+        0.02,
+        ge=0,
+        lt=0.5,
+        description="Share of abusive messages that those who judge call benign. Thresholds and the canary do not "
+        "take these for false positives.",
+    )
     salt: str = Field(
         "red-queen", description="Salts the audit slice. Change it and other events are audited."
     )
@@ -114,7 +121,7 @@ class Settings(BaseSettings):
         150, ge=0, description="Labels received since the last training set that a retrain needs."
     )
     min_missed_labels: int = Field(
-        250,
+        150,
         ge=0,
         description="Judged abusive messages that got through, before adaptation is worth a retrain: a "
         "campaign is learnt from a few hundred examples, not from thirty.",

@@ -320,3 +320,38 @@ def test_any_hugging_face_encoder_can_be_trained(tmp_path: Path) -> None:
     assert str(tmp_path) not in (folder / bundle.NETWORK).read_text()
     assert Detector.load(folder).score(["claim free gift"], [[2.0, -1.0]]).shape == (1, len(POLICIES))
     assert Detector.load(folder).feature_names == FEATURES
+
+
+# -- thresholds and judges who err ---------------------------------------------------------------------------
+
+
+def _scored(rng: np.random.Generator, misjudged: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log odds [n, 1], what judges say is benign, what is: 2,000 benign and 800 abusive messages, well apart."""
+    z = np.concatenate([rng.normal(-4, 2, 2000), rng.normal(4, 2, 800)])[:, None]
+    truly_benign = np.arange(2800) < 2000
+    called_benign = truly_benign | (rng.random(2800) < misjudged)
+    return z, called_benign, truly_benign
+
+
+def test_a_threshold_is_not_driven_up_by_abuse_that_judges_called_benign() -> None:
+    from models.fusion import cut
+
+    recalls: dict[float, list[float]] = {0.0: [], 0.02: []}
+    for seed in range(20):
+        z, called, truly = _scored(np.random.default_rng(seed), misjudged=0.02)
+        for error, found in recalls.items():
+            at = cut(z, called, np.ones(len(z)), share=0.006, label_error=error)
+            found.append(float((z[~truly] >= at).mean()))
+            assert (z[truly] >= at).mean() <= 0.02, "twice the budget of 1%"
+    assert np.mean(recalls[0.02]) > np.mean(recalls[0.0]) + 0.05
+
+
+def test_the_allowance_for_erring_judges_is_bounded_when_they_do_not_err() -> None:
+    from models.fusion import cut
+
+    rates = []
+    for seed in range(20):
+        z, called, truly = _scored(np.random.default_rng(seed), misjudged=0.0)
+        at = cut(z, called, np.ones(len(z)), share=0.006, label_error=0.02)
+        rates.append(float((z[truly] >= at).mean()))
+    assert max(rates) <= 0.0125

@@ -168,10 +168,10 @@ def test_each_guard_holds_and_names_itself(name: str) -> None:
 def test_label_guards_state_their_numbers() -> None:
     few = ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 149))
     assert few.held_by == ("too few trusted labels: 149 new ones, 150 needed",)
-    early = ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 400, missed=249))
-    assert early.held_by == ("too few judged examples: 249 of what got through, 250 needed",)
+    early = ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 400, missed=149))
+    assert early.held_by == ("too few judged examples: 149 of what got through, 150 needed",)
     assert (
-        ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 400, missed=250)).action == "retrain"
+        ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 400, missed=150)).action == "retrain"
     )
     poisoned = ask("adaptation", window(0, EVASION), labels=LabelCounts(5000, 400, suspect=100))
     assert poisoned.held_by[0].startswith("suspect labels: 100 (20%")
