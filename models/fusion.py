@@ -160,7 +160,7 @@ def cut(
 
     label_error: share of abusive messages that judges call benign. Those look like false positives that no
     threshold short of missing all abuse can avoid, and a handful of them decides where it lies: as many as
-    the caught abuse lets expect are not counted, but never more than `share` itself, in case judges erred less.
+    the caught abuse lets expect are not counted, but never more than `share` itself: judges may err less.
 
     Every policy is allowed the same number of benign messages, so that the rare ones are watched with the
     same care; what a policy does not need, because its threshold has come down to `floor`, the others may

@@ -414,7 +414,10 @@ def _fuse(
     full: Voice, text_only: Voice, logits: dict[str, npt.NDArray[np.float32]], part: Slice, spec: TrainingSpec
 ) -> Fusion:
     calibrated = [fusion.calibrate(v, logits, part.targets, part.weight) for v in (full, text_only)]
-    return fusion.finish(*calibrated, logits, part.abusive, part.weight, spec.fpr_budget, spec.label_error)
+    error = spec.label_error
+    return fusion.finish(
+        calibrated[0], calibrated[1], logits, part.abusive, part.weight, spec.fpr_budget, error
+    )
 
 
 def _held_report(

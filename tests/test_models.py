@@ -326,7 +326,7 @@ def test_any_hugging_face_encoder_can_be_trained(tmp_path: Path) -> None:
 
 
 def _scored(rng: np.random.Generator, misjudged: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log odds [n, 1], what judges say is benign, what is: 2,000 benign and 800 abusive messages, well apart."""
+    """Log odds [n, 1], what judges say is benign, what is: 2,000 benign and 800 abusive messages."""
     z = np.concatenate([rng.normal(-4, 2, 2000), rng.normal(4, 2, 800)])[:, None]
     truly_benign = np.arange(2800) < 2000
     called_benign = truly_benign | (rng.random(2800) < misjudged)
