@@ -60,8 +60,8 @@ class Settings(BaseSettings):
         0.02,
         ge=0,
         lt=0.5,
-        description="Share of abusive messages that those who judge call benign. Thresholds and the canary do "
-        "not take these for false positives.",
+        description="Share of abusive messages that those who judge call benign. Thresholds and the canary "
+        "do not take these for false positives.",
     )
     salt: str = Field(
         "red-queen", description="Salts the audit slice. Change it and other events are audited."
