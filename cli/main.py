@@ -260,7 +260,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="For programs.")
         "retrains_last_24h": loop.retrains_today,
         "holds": [hold.to_dict() for hold in loop.holds],
         "last_window": last.get("window"),
-        "monitoring": last.get("health", {}).get("status", "unknown"),
+        "monitoring": last.get("health", "unknown"),
         "alarms": [alarm["sentence"] for alarm in last.get("alarms", ())],
         "alerts": alerts.latest(store, 5),
         "candidates": [

@@ -11,10 +11,12 @@ import pytest
 from arena.demo import prepare
 from cli import main as cli
 from redqueen import alerts, state
+from redqueen.adaptation import Alarm
 from redqueen.errors import Refused
-from redqueen.policy import LabelCounts, Limits, LoopState, decide
+from redqueen.policy import LabelCounts, Limits, LoopState, Signals, decide
 from redqueen.rollout import RolloutState
 from redqueen.settings import load_settings
+from redqueen.signals import Watched
 from redqueen.store import ObjectStore, open_store
 
 NOW = datetime(2026, 1, 3, 14, tzinfo=UTC)
@@ -143,6 +145,20 @@ def test_status_shows_alerts_that_nobody_got(
     said = run("status")
     assert "no window was measured" in said
     assert "not delivered" in said
+
+
+def test_status_shows_what_the_last_window_measured(run, store: ObjectStore) -> None:
+    alarm = Alarm(
+        "evasion_rate", 0.4, 88, 0.1, 0.3, 3, 3, 1e6, 2000.0, "evading actors 40% against 10% before"
+    )
+    measured = Signals(
+        window=NOW, champion="m1", health="broken", health_reason="no answers", alarms=(alarm,)
+    )
+    store.put_json(f"signals/window={NOW:%Y-%m-%dT%H}.json", Watched(measured).to_dict())
+    said = run("status")
+    assert said.code == 0
+    assert "broken" in said
+    assert alarm.sentence in said
 
 
 def test_a_rollback_says_what_is_live_now(run, store: ObjectStore) -> None:
