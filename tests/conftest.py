@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+# Partitions are cut when the definitions are imported: from defaults, not from a demo's home in the checkout.
+os.environ["RQ_HOME"] = tempfile.mkdtemp(prefix="redqueen-tests-")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
