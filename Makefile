@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test lint bench clean
+.PHONY: help setup demo ui test lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +19,7 @@ help:  ## List these commands
 	@echo
 	@echo "Options:  make demo SEED=3 SCENARIO=attack|quiet|organic"
 	@echo "          make demo DATA=path [DATA_OPTIONS='--window month --undated spread ...']"
-	@echo "          make ui PORT=3000    make bench NAME=<name> [QUICK=1]    HOME_DIR=<dir> anywhere"
+	@echo "          make ui PORT=3000    HOME_DIR=<dir> anywhere"
 
 setup: $(STAMP)  ## Create .venv with pinned dependencies (fast when nothing changed)
 
@@ -49,9 +49,6 @@ lint: setup  ## Format, lint, types, import contract
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-
-bench: setup  ## One benchmark: NAME=<name>, QUICK=1 for a smaller one
-	@QUICK=$(QUICK) $(BIN)/python benchmarks/$(NAME).py
 
 clean:  ## Remove the demo's home directory
 	rm -rf $(HOME_DIR)
