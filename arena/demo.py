@@ -225,21 +225,3 @@ def _bar(console: Console, world: World) -> Iterator[_Bar]:
     columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} hours"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield _Bar(console, progress, len(world.hours))
-
-
-# -- the feed ------------------------------------------------------------------------------------------------
-
-
-def feed(
-    settings: Settings,
-    scenario: str,
-    seed: int,
-    hours: int | None,
-    seconds_per_hour: float,
-    console: Console,
-    scale: float = 1.0,
-) -> None:
-    """Send traffic to a running service and drop files into the store; everything else is the daemon's."""
-    from arena.feed import run_feed
-
-    run_feed(settings, scenario, seed, hours, seconds_per_hour, console, scale=scale)

@@ -139,7 +139,9 @@ def demo(
 
     settings = load_settings()
     if feed:
-        arena_demo.feed(settings, scenario.value, seed, hours, seconds_per_hour, out, scale)
+        from arena.feed import run_feed
+
+        run_feed(settings, scenario.value, seed, hours, seconds_per_hour, out, scale=scale)
         return
     if data:
         from redqueen.importing import Columns

@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 
 from dagster_project.definitions import defs
 from dagster_project.instance import LOCATION_NAME
+from tests.services import absent
 
 ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = defs.get_repository_def()
@@ -162,7 +163,7 @@ def test_the_domain_loads_neither_the_orchestrator_nor_a_model_library() -> None
 def test_nothing_imports_upward() -> None:
     command = Path(sys.executable).with_name("lint-imports")
     if not command.exists():
-        pytest.skip("import-linter is not installed")
+        absent("import-linter is not installed")
     answer = subprocess.run(
         [command, "--no-cache"], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "NO_COLOR": "1"}
     )
