@@ -3,7 +3,7 @@
 A bundle is a flat folder of files and `manifest.json`, which holds the digest of every file and of itself.
 Nothing is read from a bundle before all of it is verified, and what is then used are the very bytes that were
 verified. Belongs here: the folder and its way through the store. What the files mean is `models.detector`'s
-business.
+business; who made them is proven in `models.signing`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from models.signing import SIGNATURE, Trust
 from redqueen.errors import BundleError, Conflict, NotFound
 from redqueen.store import ObjectStore
 
@@ -126,7 +127,8 @@ def write_manifest(
     created_at: str,
 ) -> Manifest:
     """Seal the folder: hash what lies in it and write `manifest.json`. The last step of making a bundle."""
-    files = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    apart = (MANIFEST, SIGNATURE)
+    files = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir()) if p.name not in apart}
     manifest = Manifest(
         model_id=identify(files, policies, features_version, feature_names, selected),
         policies=policies,
@@ -149,28 +151,28 @@ def write_manifest(
 # -- verifying -----------------------------------------------------------------------------------------------
 
 
-def verify(folder: Path) -> Manifest:
+def verify(folder: Path, trust: Trust | None = None) -> Manifest:
     """Check every byte of a bundle.
 
     Raises:
-        BundleError: a file is missing, is extra, was changed, is a link, or lies outside the folder; or the
-        id is
-            not that of the content. The message names the file. Nothing of the bundle may be used then.
+        BundleError: a file is missing, is extra, was changed, is a link, or lies outside the folder; the id
+            is not that of the content; or, where `trust` is given, it is not signed by the key that is
+            trusted. The message names the file. Nothing of the bundle may be used then.
     """
-    return read(folder)[0]
+    return read(folder, trust)[0]
 
 
-def read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+def read(folder: Path, trust: Trust | None = None) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest and the verified bytes of every file; raises as `verify`."""
     try:
-        return _read(Path(folder))
+        return _read(Path(folder), trust)
     except BundleError as error:
         raise BundleError(f"bundle {folder} is refused: {error}. Fetch or train it again.") from None
     except OSError as error:
         raise BundleError(f"bundle {folder} cannot be read: {error}. Fetch or train it again.") from None
 
 
-def _read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+def _read(folder: Path, trust: Trust | None) -> tuple[Manifest, dict[str, bytes]]:
     if folder.is_symlink() or not folder.is_dir():
         raise BundleError("it is not a directory" if not folder.is_symlink() else "it is a symbolic link")
     found = {}
@@ -182,7 +184,9 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
         found[entry.name] = Path(entry.path)
     if MANIFEST not in found:
         raise BundleError(f"'{MANIFEST}' is missing")
-    manifest = Manifest.from_bytes(found.pop(MANIFEST).read_bytes())
+    sealed = found.pop(MANIFEST).read_bytes()
+    found.pop(SIGNATURE, None)
+    manifest = Manifest.from_bytes(sealed)
     check_names(manifest)
     if missing := sorted(manifest.files.keys() - found.keys()):
         raise BundleError(f"'{missing[0]}' is missing")
@@ -192,11 +196,15 @@ def _read(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
     for name, data in contents.items():
         if _sha256(data) != manifest.files[name]:
             raise BundleError(f"'{name}' was changed: its sha256 is not the manifest's")
+    if trust is not None:
+        trust.check(folder, contents | {MANIFEST: sealed})
     return manifest, contents
 
 
 def check_names(manifest: Manifest) -> None:
-    """Every name is a plain file name, what a bundle needs is listed, and the id is the content's."""
+    """Every name is a plain file name, what a bundle needs is listed, no feature twice, and the id is the
+    content's.
+    """
     for name in manifest.files:
         if (
             not isinstance(name, str)
@@ -207,6 +215,9 @@ def check_names(manifest: Manifest) -> None:
             raise BundleError(f"'{name}' would leave the folder")
     if missing := sorted(set(REQUIRED) - manifest.files.keys()):
         raise BundleError(f"'{missing[0]}' is not in the manifest")
+    names = manifest.feature_names
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BundleError(f"it lists feature '{twice[0]}' twice")
     expected = identify(
         manifest.files,
         manifest.policies,
@@ -226,16 +237,17 @@ def prefix(model_id: str) -> str:
     return f"models/{model_id}/"
 
 
-def publish(store: ObjectStore, folder: Path) -> str:
-    """Verify a bundle and put it into the store; returns its `model_id`.
+def publish(store: ObjectStore, folder: Path, trust: Trust) -> str:
+    """Verify a signed bundle and put it into the store; returns its `model_id`.
 
     The manifest goes last: a model without one is not there. A model that is there already stays as it is,
     since the same id answers the same.
     """
-    manifest, contents = read(folder)
+    manifest, contents = read(folder, trust)
     at = prefix(manifest.model_id)
     if store.exists(at + MANIFEST):
         return manifest.model_id
+    contents[SIGNATURE] = (folder / SIGNATURE).read_bytes()
     for name, data in sorted(contents.items()):
         try:
             store.put_if_absent(at + name, data)
@@ -257,16 +269,16 @@ def load_manifest(store: ObjectStore, model_id: str) -> Manifest:
     return manifest
 
 
-def fetch(store: ObjectStore, model_id: str, cache: Path) -> Path:
+def fetch(store: ObjectStore, model_id: str, cache: Path, trust: Trust) -> Path:
     """The bundle as a verified local directory `cache/<model_id>`; one that is there and whole is kept.
 
     Raises:
         NotFound: there is no such model.
-        BundleError: what the store holds does not verify.
+        BundleError: what the store holds does not verify, or is not signed by the key that is trusted.
     """
     target = Path(cache) / model_id
     with contextlib.suppress(BundleError):
-        if verify(target).model_id == model_id:
+        if verify(target, trust).model_id == model_id:
             return target
     manifest = load_manifest(store, model_id)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -275,8 +287,10 @@ def fetch(store: ObjectStore, model_id: str, cache: Path) -> Path:
         for name in manifest.files:
             (scratch / name).write_bytes(_part(store, model_id, name))
         (scratch / MANIFEST).write_bytes(manifest.to_bytes())
-        verify(scratch)
-        _settle(scratch, target)
+        with contextlib.suppress(BundleError):  # that it is missing is for `verify` to say
+            (scratch / SIGNATURE).write_bytes(_part(store, model_id, SIGNATURE))
+        verify(scratch, trust)
+        _settle(scratch, target, trust)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
@@ -291,7 +305,7 @@ def _part(store: ObjectStore, model_id: str, name: str) -> bytes:
         ) from None
 
 
-def _settle(scratch: Path, target: Path) -> None:
+def _settle(scratch: Path, target: Path, trust: Trust) -> None:
     """Rename into place; whoever came first wins, unless what lies there is broken."""
     for _ in range(2):
         try:
@@ -299,14 +313,14 @@ def _settle(scratch: Path, target: Path) -> None:
             return
         except OSError:
             try:
-                verify(target)
+                verify(target, trust)
                 return
             except BundleError:
                 with contextlib.suppress(OSError):
                     broken = Path(tempfile.mkdtemp(prefix=".broken-", dir=target.parent))
                     os.rename(target, broken / target.name)
                     shutil.rmtree(broken, ignore_errors=True)
-    verify(target)
+    verify(target, trust)
 
 
 def summary(manifest: Manifest) -> dict[str, Any]:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
 import json
 import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import bundle
 from models.bundle import MANIFEST, Manifest
-from redqueen.errors import BundleError, NotFound
+from models.signing import SIGNATURE, Signer, Trust, make_keys, signer_of, trust_of
+from redqueen.errors import BundleError, InvalidInput, NotFound
+from redqueen.settings import Settings
 from redqueen.store import DirectoryStore
+from tests.keys import keys
 from tests.toy_model import toy_bundle
+
+SIGNER, TRUST = keys()
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A bundle of one's own to break."""
-    return Path(shutil.copytree(toy_bundle(), tmp_path / "bundle"))
+    """A signed bundle of one's own to break."""
+    copy = Path(shutil.copytree(toy_bundle(), tmp_path / "bundle"))
+    SIGNER.sign(copy)
+    return copy
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def test_a_whole_bundle_verifies_and_says_what_it_is(folder: Path) -> None:
     assert manifest.policies == ("spam", "scam")
     assert manifest.feature_names == ("rate", "age")
     assert manifest.behaviour
-    assert set(manifest.files) == {p.name for p in folder.iterdir()} - {MANIFEST}
+    assert set(manifest.files) == {p.name for p in folder.iterdir()} - {MANIFEST, SIGNATURE}
 
 
 FILES = (*bundle.REQUIRED, bundle.TREES)
@@ -150,34 +160,129 @@ def test_the_id_follows_what_the_model_answers_and_nothing_else(folder: Path) ->
     assert reseal(folder).model_id != before
 
 
+# -- the signature -------------------------------------------------------------------------------------------
+
+
+def test_a_signed_bundle_is_trusted_and_an_unsigned_one_is_not(folder: Path) -> None:
+    assert bundle.verify(folder, TRUST) == bundle.verify(folder)
+    (folder / SIGNATURE).unlink()
+    with pytest.raises(BundleError, match="not signed"):
+        bundle.verify(folder, TRUST)
+
+
+def test_another_keys_signature_is_refused(folder: Path) -> None:
+    stranger, _ = keys("a stranger's")
+    stranger.sign(folder)
+    with pytest.raises(BundleError, match="signature does not hold"):
+        bundle.verify(folder, TRUST)
+
+
+def test_a_bundle_sealed_anew_after_signing_is_refused_though_its_digests_hold(folder: Path) -> None:
+    (folder / bundle.METRICS).write_text("{}")
+    reseal(folder)
+    bundle.verify(folder)
+    with pytest.raises(BundleError, match="signature does not hold"):
+        bundle.verify(folder, TRUST)
+
+
+@given(where=st.floats(0, 1), bit=st.integers(0, 7))
+@settings(max_examples=30, deadline=None)
+def test_any_changed_bit_of_the_signature_that_parses_at_all_is_refused(where: float, bit: int) -> None:
+    folder = _signed_once()
+    good = (folder / SIGNATURE).read_bytes()
+    data = bytearray(good)
+    data[int(where * (len(data) - 1))] ^= 1 << bit
+    try:
+        (folder / SIGNATURE).write_bytes(data)
+        if _means_the_same(good, bytes(data)):
+            return
+        with pytest.raises(BundleError):
+            bundle.verify(folder, TRUST)
+    finally:
+        (folder / SIGNATURE).write_bytes(good)
+
+
+@functools.cache
+def _signed_once() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="redqueen-signed-")) / "bundle"
+    shutil.copytree(toy_bundle(), folder)
+    SIGNER.sign(folder)
+    return folder
+
+
+def _means_the_same(good: bytes, changed: bytes) -> bool:
+    """Whether only prose changed: what is signed and the signature over it are the same."""
+    try:
+        told = [json.loads(data)["dsseEnvelope"] for data in (good, changed)]
+        parts = [
+            (base64.b64decode(t["payload"]), t["payloadType"], base64.b64decode(t["signatures"][0]["sig"]))
+            for t in told
+        ]
+    except (ValueError, KeyError, LookupError, TypeError):
+        return False
+    return parts[0] == parts[1]
+
+
+def test_a_link_in_place_of_the_signature_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / SIGNATURE).rename(tmp_path / "elsewhere")
+    (folder / SIGNATURE).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="symbolic link"):
+        bundle.verify(folder, TRUST)
+
+
+def test_without_a_key_nothing_is_trusted_and_the_error_names_the_setting(
+    folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match="RQ_VERIFY_KEY"):
+        bundle.verify(folder, Trust(tmp_path / "none.pem"))
+    (tmp_path / "text.pem").write_text("not a key")
+    with pytest.raises(InvalidInput, match="RQ_SIGNING_KEY"):
+        Signer(tmp_path / "text.pem").sign(folder)
+
+
+def test_a_home_makes_its_own_key_pair_once_readable_by_its_owner_alone(folder: Path, tmp_path: Path) -> None:
+    home = Settings(home=tmp_path / "home")
+    with ThreadPoolExecutor(4) as pool:
+        made = {s.private_key.read_bytes() for s in pool.map(lambda _: signer_of(home), range(8))}
+    assert len(made) == 1
+    signer_of(home).sign(folder)
+    bundle.verify(folder, trust_of(home))
+    assert (tmp_path / "home" / "keys" / "signing.pem").stat().st_mode & 0o077 == 0
+    make_keys(tmp_path / "k" / "a.pem", tmp_path / "k" / "b.pem")
+    other = Settings(home=tmp_path / "home", verify_key=tmp_path / "k" / "b.pem")
+    with pytest.raises(BundleError, match="signature does not hold"):
+        bundle.verify(folder, trust_of(other))
+
+
 # -- through the store ---------------------------------------------------------------------------------------
 
 
 def test_published_and_fetched_it_is_the_same_to_the_byte(
     folder: Path, store: DirectoryStore, tmp_path: Path
 ) -> None:
-    model_id = bundle.publish(store, folder)
-    fetched = bundle.fetch(store, model_id, tmp_path / "cache")
+    model_id = bundle.publish(store, folder, TRUST)
+    fetched = bundle.fetch(store, model_id, tmp_path / "cache", TRUST)
     assert fetched == tmp_path / "cache" / model_id
     assert {p.name: p.read_bytes() for p in fetched.iterdir()} == {
         p.name: p.read_bytes() for p in folder.iterdir()
     }
-    assert bundle.fetch(store, model_id, tmp_path / "cache") == fetched
+    assert bundle.fetch(store, model_id, tmp_path / "cache", TRUST) == fetched
 
 
 def test_publishing_again_changes_nothing(folder: Path, store: DirectoryStore) -> None:
-    model_id = bundle.publish(store, folder)
+    model_id = bundle.publish(store, folder, TRUST)
     before = store.get(f"models/{model_id}/{MANIFEST}").etag
     (folder / bundle.METRICS).write_text("{}")
     reseal(folder)
-    assert bundle.publish(store, folder) == model_id
+    SIGNER.sign(folder)
+    assert bundle.publish(store, folder, TRUST) == model_id
     assert store.get(f"models/{model_id}/{MANIFEST}").etag == before
 
 
 def test_a_broken_bundle_is_not_published(folder: Path, store: DirectoryStore) -> None:
     (folder / bundle.ONNX).write_bytes(b"")
     with pytest.raises(BundleError):
-        bundle.publish(store, folder)
+        bundle.publish(store, folder, TRUST)
     assert store.list("models/") == []
 
 
@@ -186,35 +291,35 @@ def test_an_upload_that_died_is_completed(folder: Path, store: DirectoryStore, t
     store.put(f"models/{model_id}/{bundle.ONNX}", (folder / bundle.ONNX).read_bytes())
     store.put(f"models/{model_id}/{bundle.METRICS}", b"of another attempt")
     with pytest.raises(NotFound):
-        bundle.fetch(store, model_id, tmp_path / "cache")
-    bundle.publish(store, folder)
-    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache"))
+        bundle.fetch(store, model_id, tmp_path / "cache", TRUST)
+    bundle.publish(store, folder, TRUST)
+    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache", TRUST))
 
 
 @pytest.mark.parametrize("name", [bundle.ONNX, MANIFEST])
 def test_what_was_changed_in_the_store_is_never_in_the_cache(
     folder: Path, store: DirectoryStore, tmp_path: Path, name: str
 ) -> None:
-    model_id = bundle.publish(store, folder)
+    model_id = bundle.publish(store, folder, TRUST)
     key = f"models/{model_id}/{name}"
     store.put(key, store.get(key).data + b" ")
     with pytest.raises(BundleError):
-        bundle.fetch(store, model_id, tmp_path / "cache")
+        bundle.fetch(store, model_id, tmp_path / "cache", TRUST)
     assert [p for p in (tmp_path / "cache").glob("*") if p.is_dir()] == []
 
 
 def test_a_spoilt_cache_is_fetched_again(folder: Path, store: DirectoryStore, tmp_path: Path) -> None:
-    model_id = bundle.publish(store, folder)
-    fetched = bundle.fetch(store, model_id, tmp_path / "cache")
+    model_id = bundle.publish(store, folder, TRUST)
+    fetched = bundle.fetch(store, model_id, tmp_path / "cache", TRUST)
     (fetched / bundle.LINEAR).write_bytes(b"spoilt")
-    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache"))
+    bundle.verify(bundle.fetch(store, model_id, tmp_path / "cache", TRUST))
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [model_id]
 
 
 def test_many_may_fetch_at_once(folder: Path, store: DirectoryStore, tmp_path: Path) -> None:
-    model_id = bundle.publish(store, folder)
+    model_id = bundle.publish(store, folder, TRUST)
     with ThreadPoolExecutor(6) as pool:
-        got = list(pool.map(lambda _: bundle.fetch(store, model_id, tmp_path / "cache"), range(6)))
+        got = list(pool.map(lambda _: bundle.fetch(store, model_id, tmp_path / "cache", TRUST), range(6)))
     assert {p.name for p in got} == {model_id}
     bundle.verify(got[0])
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [model_id]
@@ -222,4 +327,18 @@ def test_many_may_fetch_at_once(folder: Path, store: DirectoryStore, tmp_path: P
 
 def test_a_model_that_is_not_there_is_not_found(store: DirectoryStore, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        bundle.fetch(store, "m-000000000000", tmp_path / "cache")
+        bundle.fetch(store, "m-000000000000", tmp_path / "cache", TRUST)
+
+
+@pytest.mark.parametrize("of", ["nobody", "a stranger's"])
+def test_the_store_cannot_slip_in_a_model_that_nobody_trusted_signed(
+    folder: Path, store: DirectoryStore, tmp_path: Path, of: str
+) -> None:
+    stranger, their_trust = keys("a stranger's")
+    stranger.sign(folder)
+    model_id = bundle.publish(store, folder, their_trust)
+    if of == "nobody":
+        store.delete(f"models/{model_id}/{SIGNATURE}")
+    with pytest.raises(BundleError, match=r"signature|signed"):
+        bundle.fetch(store, model_id, tmp_path / "cache", TRUST)
+    assert [p for p in (tmp_path / "cache").glob("*") if p.is_dir()] == []

@@ -1,0 +1,99 @@
+"""`redqueen models`: what there is, what one is, how two differ, and clearing up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from redqueen.clock import open_clock
+from redqueen.settings import Settings
+from redqueen.store import ObjectStore
+
+app = typer.Typer(no_args_is_help=True, help="The models of this home: list, show, diff, gc.")
+out = Console(highlight=False)
+
+OpenHome = Callable[[], tuple[Settings, ObjectStore]]
+
+
+def mount(parent: typer.Typer, open_home: OpenHome) -> None:
+    """Hang the commands on `parent`; they work on the home that `open_home` gives."""
+
+    @app.command("list")
+    def list_(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+        """Every model, newest first, with its role and the candidate that it came from."""
+        from models import registry
+
+        found = registry.entries(open_home()[1])
+        if as_json:
+            typer.echo(json.dumps([vars(entry) for entry in found], indent=1))
+            return
+        table = Table("model", "role", "candidate", "made", "serves", "parent")
+        for e in found:
+            made = e.created_at[:16] or f"[red]{escape(e.problem)}[/]"
+            table.add_row(e.model_id, e.role, e.candidate or "-", made, e.selected, e.parent or "-")
+        out.print(table)
+
+    @app.command()
+    def show(model: Annotated[str, typer.Argument(help="A model id.")]) -> None:
+        """One model: where it comes from, its thresholds, and its model card."""
+        from models import registry
+        from models.bundle import CARD, prefix
+
+        store = open_home()[1]
+        found = registry.describe(store, model)
+        told = found.manifest
+        for name in ("model_id", "selected", "created_at", "parent", "snapshot", "code_version"):
+            out.print(f"[bold]{name:16}[/] {escape(str(getattr(told, name) or '-'))}")
+        out.print(f"[bold]{'features':16}[/] {len(told.feature_names)}, version {told.features_version}")
+        cuts = ", ".join(f"{policy} {cut:.3f}" for policy, cut in found.thresholds.items())
+        out.print(f"[bold]{'thresholds':16}[/] {cuts}\n")
+        out.print(store.get(prefix(model) + CARD).data.decode(), markup=False)
+
+    @app.command()
+    def diff(
+        before: Annotated[str, typer.Argument(help="A model id.")],
+        after: Annotated[str, typer.Argument(help="Another.")],
+    ) -> None:
+        """What changed from one model to another."""
+        from models import registry
+
+        table = Table("what", before, after)
+        for change in registry.diff(open_home()[1], before, after):
+            table.add_row(change.what, _short(change.before), _short(change.after))
+        out.print(table)
+
+    @app.command()
+    def gc(
+        apply: Annotated[
+            bool, typer.Option("--apply", help="Remove; without it only say what would go.")
+        ] = False,
+        keep_days: Annotated[
+            float, typer.Option(min=0, help="Keep whatever was made within so many days.")
+        ] = 30,
+    ) -> None:
+        """Remove models that nothing needs; never what is live, on its way, to go back to, or a parent."""
+        from models import registry
+
+        settings, store = open_home()
+        now = open_clock(settings, store).now()
+        found = (registry.collect if apply else registry.garbage)(store, now, keep_days)
+        for model_id, why in sorted(found.kept.items()):
+            out.print(f"keep    {model_id}  {escape(why)}")
+        for model_id in (*found.models, *found.orphans):
+            out.print(f"{'removed' if apply else 'would go'}  {model_id}")
+        if not apply and (found.models or found.orphans):
+            out.print("nothing was removed; --apply removes")
+
+    parent.add_typer(app, name="models")
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else escape(str(value)[:60])

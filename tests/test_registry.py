@@ -1,0 +1,149 @@
+"""The registry tells what there is, and clears up without ever touching what is needed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from models import bundle, registry
+from models.bundle import MANIFEST, Manifest
+from models.signing import SIGNATURE
+from redqueen import state
+from redqueen.errors import NotFound
+from redqueen.rollout import RolloutState
+from redqueen.settings import Settings
+from redqueen.store import DirectoryStore, open_store
+from tests.keys import keys
+from tests.toy_model import toy_bundle
+
+SIGNER, TRUST = keys()
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+OLD = NOW - timedelta(days=90)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+def model(
+    store: DirectoryStore, folder: Path, name: str, *, parent: str | None = None, made: datetime = OLD
+) -> str:
+    """Publish a model that differs from others by its linear file alone."""
+    copy = Path(shutil.copytree(toy_bundle(), folder / name))
+    (copy / bundle.LINEAR).write_bytes(name.encode())
+    old = Manifest.from_bytes((copy / MANIFEST).read_bytes())
+    bundle.write_manifest(
+        copy, policies=old.policies, features_version=old.features_version, feature_names=old.feature_names,
+        selected=old.selected, snapshot=f"s-{name}", code_version=old.code_version, parent=parent,
+        created_at=made.isoformat(),
+    )  # fmt: skip
+    SIGNER.sign(copy)
+    return bundle.publish(store, copy, TRUST)
+
+
+def candidate(store: DirectoryStore, name: str, model_id: str, status: str) -> None:
+    state.advance_candidate(store, name, "launched", NOW, "asked")
+    state.advance_candidate(store, name, status, NOW, "so it went", model_id=model_id)
+
+
+def live(store: DirectoryStore, **roles: str) -> None:
+    store.put_json(state.LIVE_KEY, RolloutState(**roles).to_dict())  # type: ignore[arg-type]
+
+
+def test_what_is_live_on_its_way_or_an_ancestor_is_never_collected(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    grandparent = model(store, tmp_path, "grandparent")
+    parent = model(store, tmp_path, "parent", parent=grandparent)
+    champion = model(store, tmp_path, "champion", parent=parent)
+    challenger = model(store, tmp_path, "challenger", parent=champion)
+    previous = model(store, tmp_path, "previous")
+    under_way = model(store, tmp_path, "under_way")
+    rejected = model(store, tmp_path, "rejected", parent=champion)
+    young = model(store, tmp_path, "young", made=NOW - timedelta(days=3))
+    for model_id, status in ((under_way, "attacked"), (rejected, "rejected"), (young, "rejected")):
+        candidate(store, f"of-{model_id}", model_id, status)
+    live(store, champion=champion, challenger=challenger, previous=previous)
+
+    found = registry.garbage(store, NOW)
+    assert found.models == (rejected,)
+    assert found.kept[champion] == "it is the champion"
+    assert champion in found.kept[parent]
+    assert "attacked" in found.kept[under_way]
+    assert registry.ids(store) == sorted(
+        [grandparent, parent, champion, challenger, previous, under_way, rejected, young]
+    )
+    registry.collect(store, NOW)
+    assert rejected not in registry.ids(store)
+    assert len(registry.ids(store)) == 7
+    assert registry.collect(store, NOW).models == ()
+    for kept in registry.ids(store):
+        bundle.fetch(store, kept, tmp_path / "cache", TRUST)
+
+
+def test_a_collection_that_was_killed_leaves_no_half_model_behind_for_ever(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    gone = model(store, tmp_path, "gone")
+    store.delete(f"models/{gone}/{MANIFEST}")  # where a collection, or an upload, was killed
+    assert registry.collect(store, NOW).orphans == ()
+    assert registry.entries(store)[0].problem.startswith("no manifest")
+    assert registry.collect(store, NOW + timedelta(hours=1)).orphans == ()
+    assert registry.collect(store, NOW + timedelta(days=2)).orphans == (gone,)
+    assert store.list("models/") == []
+    assert state.read(store, registry.ORPHANS_KEY) == {}
+
+
+def test_an_upload_that_finishes_meanwhile_is_no_orphan(store: DirectoryStore, tmp_path: Path) -> None:
+    late = model(store, tmp_path, "late", made=NOW)
+    sealed = store.get(f"models/{late}/{MANIFEST}").data
+    store.delete(f"models/{late}/{MANIFEST}")
+    registry.collect(store, NOW)
+    store.put(f"models/{late}/{MANIFEST}", sealed)
+    assert registry.collect(store, NOW + timedelta(days=2)).orphans == ()
+    assert bundle.fetch(store, late, tmp_path / "cache", TRUST).name == late
+
+
+def test_a_model_that_was_tampered_with_stays_as_evidence(store: DirectoryStore, tmp_path: Path) -> None:
+    bad = model(store, tmp_path, "bad")
+    store.put(f"models/{bad}/{MANIFEST}", store.get(f"models/{bad}/{MANIFEST}").data + b" ")
+    assert registry.collect(store, NOW).models == ()
+    assert "changed" in registry.entries(store)[0].problem
+
+
+def test_a_diff_names_what_changed_and_nothing_else(store: DirectoryStore, tmp_path: Path) -> None:
+    first, second = model(store, tmp_path, "a"), model(store, tmp_path, "b", parent="m-0")
+    changed = {change.what for change in registry.diff(store, first, second)}
+    assert changed == {"snapshot", "parent", f"file {bundle.LINEAR}"}
+    assert registry.diff(store, first, first) == []
+    with pytest.raises(NotFound):
+        registry.diff(store, first, "m-000000000000")
+
+
+def test_the_commands_list_show_diff_and_clear_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("RQ_HOME", str(home))
+    monkeypatch.setenv("COLUMNS", "200")
+    store = open_store(Settings(home=home))
+    assert isinstance(store, DirectoryStore)
+    first, second = model(store, tmp_path, "a"), model(store, tmp_path, "b")
+    live(store, champion=second)
+    run = CliRunner().invoke
+    listed = json.loads(run(app, ["models", "list", "--json"]).stdout)
+    assert {e["model_id"]: e["role"] for e in listed} == {first: "unknown", second: "champion"}
+    shown = run(app, ["models", "show", second]).stdout
+    assert second in shown
+    assert "# Abuse detector" in shown
+    assert "s-a" in run(app, ["models", "diff", first, second]).stdout
+    assert "would go" in run(app, ["models", "gc", "--keep-days", "0"]).stdout
+    assert first in registry.ids(store)
+    assert "removed" in run(app, ["models", "gc", "--keep-days", "0", "--apply"]).stdout
+    assert registry.ids(store) == [second]
+    assert store.exists(f"models/{second}/{SIGNATURE}")
