@@ -19,7 +19,7 @@ from dagster import (
 from assets.common import OWNERS, RETRY, picture
 from assets.environment import Environment
 from assets.partitions import candidates
-from assets.training import evaluation, training_set_key, work_folder
+from assets.training import evaluation, features_for, training_set_key, work_folder
 from redqueen import attacks, state
 from redqueen.errors import InvalidInput
 from redqueen.store import to_parquet
@@ -52,25 +52,22 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
     Every rewriting that got through joins the hard examples and the next training set. If the gate fails, the
     candidate is rejected and the champion stays.
     """
-    from models.bundle import fetch
     from models.detector import Detector
 
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
-    cache = env.settings.home / "cache"
     live = state.rollout_state(env.store).champion
     messages, unseen = _messages(env, candidate)
     reports = {}
     for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
         if model_id is None:
             continue
-        detector = Detector.load(fetch(env.store, model_id, cache))
-        names = [f"f_{name}" for name in detector.feature_names]
+        detector = Detector.of_home(env.settings, env.store, model_id)
         reports[role] = attacks.attack(
             detector,
             messages["text"].to_list(),
             ids=messages["event_id"].to_list(),
-            features=messages.select(names).to_numpy() if names else None,
+            features=features_for(detector, messages),
             families=_families(env.settings.attack_families),
             seed=SEED,
             budget_queries=env.settings.attack_query_budget,

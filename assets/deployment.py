@@ -21,7 +21,7 @@ from assets.environment import Environment
 from assets.monitoring import reference_key
 from assets.partitions import candidates
 from assets.training import clean_work
-from redqueen import adaptation, alerts, labels, operate, rollout, signals, state
+from redqueen import adaptation, alerts, labels, operate, poisoning, rollout, signals, state
 from redqueen.clock import hour_of
 from redqueen.errors import Conflict, RedQueenError, Refused
 from redqueen.features import NAMES
@@ -55,11 +55,13 @@ def candidate_bundle(context: AssetExecutionContext, env: Environment) -> Materi
     The rollout sensor picks the candidate up from here.
     """
     from models.bundle import fetch, verify
+    from models.signing import trust_of
 
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
     model_id = record["model_id"]
-    manifest = verify(fetch(env.store, model_id, env.settings.home / "cache"))
+    trust = trust_of(env.settings)
+    manifest = verify(fetch(env.store, model_id, env.settings.home / "cache", trust), trust)
     reports = {
         name: env.store.get_json(f"evaluations/{model_id}/{name}.json") for name in ("evaluation", "attack")
     }
@@ -141,7 +143,8 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
     Raises:
         Refused: with the reason that a person who launched this by hand reads.
     """
-    from models.bundle import fetch, verify
+    from models.bundle import fetch
+    from models.signing import trust_of
 
     record = state.candidate(env.store, candidate)
     if candidate in seen.blocked:
@@ -170,7 +173,7 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
             f"the attack report of {model_id} is not the one that was judged: run 'attack_report' again"
         )
     try:
-        verify(fetch(env.store, model_id, env.settings.home / "cache"))
+        fetch(env.store, model_id, env.settings.home / "cache", trust_of(env.settings))
     except RedQueenError as error:
         raise Refused(f"the bundle {model_id} does not verify: {error}") from error
     return Candidate(candidate, model_id, gate_passed=True)
@@ -194,7 +197,12 @@ def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, n
         shadow = rollout.compare_shadow(rows.filter(pl.col("stage") == rollout.SHADOW))
         return Evidence(shadow=shadow, telemetry_age_hours=age, approval=approval, holds=holds)
     votes = read_hours(env.store, "ingested/labels", start, end)
-    gold = labels.gold(votes, now, env.settings.policies, maturity_hours=env.settings.maturity_hours)
+    # The canary is judged by people's labels, so those who could forge labels could have it rolled back.
+    gold = labels.gold(
+        votes, now, env.settings.policies,
+        maturity_hours=env.settings.maturity,
+        weights=poisoning.effective_weights(env.store, now),
+    )  # fmt: skip
     joined = adaptation.join_labels(rows, gold)
     since = seen.ramp_since or seen.stage_since
     strata = rollout.collect(

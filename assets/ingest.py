@@ -3,77 +3,81 @@
 Producers drop files under `events/dt=/hr=/` and `labels/dt=/hr=/`, by the hour of arrival. These two assets
 read one hour's files, refuse rows that break the contract with a reason, and write the rest to `ingested/`.
 Rules for rows are in `redqueen.ingest`; what is expected of the batch as a whole is in `assets.expectations`.
+An hour may be taken in as often as one likes: a row that another hour took in is a counted copy.
 """
 
+from collections import Counter
 from datetime import datetime
 
 import polars as pl
-from dagster import (
-    AssetCheckResult,
-    AssetCheckSeverity,
-    AssetCheckSpec,
-    AssetExecutionContext,
-    FreshnessPolicy,
-    MaterializeResult,
-    asset,
-)
+from dagster import AssetExecutionContext, FreshnessPolicy, MaterializeResult, asset
 
+from assets import expectations
 from assets.common import OWNERS, RETRY, freshness
 from assets.environment import Environment
 from assets.partitions import hourly, hours_of
-from redqueen import ingest, quarantine
-from redqueen.tables import write_part
+from redqueen import arrivals, erasure, ingest, quarantine, retention, tombstones, truth
+from redqueen.tables import HOUR, read_hours, write_part
 
 FRESH: FreshnessPolicy = freshness(fail_hours=6, warn_hours=3)
 
 
 def _take_in(env: Environment, table: str, hours: list[datetime]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Conform and write each hour of `table`; returns all clean rows and the counts to show."""
-    counts = {"rows": 0, "refused": 0, "unreadable_files": 0, "duplicates": 0}
+    """Take in each hour of `table`; returns all clean rows and the counts to show."""
+    counts = Counter(
+        dict.fromkeys(("rows", "refused", "unreadable_files", "duplicates", "known_from_other_hours"), 0)
+    )
     frames = []
+    purged = retention.purged_until(env.store, table)
+    erased = tombstones.load(env.store)
     for hour in hours:
-        landed = ingest.read_landed(env.store, table, hour)
-        outcome = ingest.conform(landed.rows, table, hour, env.clock.now())
-        quarantine.refuse(env.store, table, hour, outcome.refused)
-        quarantine.refuse_files(env.store, table, hour, landed.unreadable)
-        write_part(env.store, f"ingested/{table}", hour, outcome.clean)
-        counts["rows"] += outcome.clean.height
-        counts["refused"] += outcome.refused.height
-        counts["duplicates"] += outcome.duplicates
-        counts["unreadable_files"] += len(landed.unreadable)
-        frames.append(outcome.clean)
-    return pl.concat(frames), counts
+        if purged is not None and hour < purged:
+            # What landed is gone: made again from nothing, the hour would lose what passed.
+            frames.append(read_hours(env.store, f"ingested/{table}", hour, hour + HOUR))
+            counts["purged_hours"] += 1
+            continue
+        frames.append(_take_in_hour(env, table, hour, erased, counts))
+    empty = pl.DataFrame(schema=ingest.polars_schema(table))
+    return pl.concat([empty, *(frame for frame in frames if frame.height)]), dict(counts)
 
 
-def _expectations(rows: pl.DataFrame, table: str) -> list[AssetCheckResult]:
-    """Great Expectations' verdict on the batch: one blocking check, one that only warns."""
-    from assets import expectations
+def _take_in_hour(
+    env: Environment, table: str, hour: datetime, erased: tombstones.Tombstones, counts: Counter[str]
+) -> pl.DataFrame:
+    store = env.store
+    files = arrivals.landed(store, table, hour)
+    landed = ingest.read_landed(store, table, hour, files)
+    outcome = ingest.take_in(store, landed.rows, table, hour, env.clock.now(), env.settings.policies, erased)
+    quarantine.refuse(store, table, hour, outcome.refused)
+    quarantine.refuse_files(store, table, hour, landed.unreadable)
+    before = read_hours(store, f"ingested/{table}", hour, hour + HOUR) if table == "labels" else outcome.clean
+    changed = not outcome.clean.equals(before)
+    # What a later hour learnt from the labels of this one, or without them, is no longer true. Twice, because
+    # a kill may come between, and somebody may learn meanwhile.
+    if changed:
+        truth.forget(store, hour)
+    write_part(store, f"ingested/{table}", hour, outcome.clean)
+    if changed:
+        truth.forget(store, hour)
+    # What was erased came back: the refusal is kept, what was sent is not.
+    erasure.scrub(store, outcome.erased_in, erased)
+    arrivals.note(store, table, hour, files)
+    counts["rows"] += outcome.clean.height
+    counts["refused"] += outcome.refused.height
+    counts["duplicates"] += outcome.duplicates
+    counts["known_from_other_hours"] += outcome.known
+    counts["unreadable_files"] += len(landed.unreadable)
+    return outcome.clean
 
-    result = expectations.validate(rows, table)
-    blocking = [row for row in result.rows if row.severity == "error"]
-    warning = [row for row in result.rows if row.severity != "error"]
-    return [
-        AssetCheckResult(
-            check_name=f"{table}_expectations",
-            passed=all(row.success for row in blocking),
-            severity=AssetCheckSeverity.ERROR,
-            metadata=expectations.metadata(blocking),
-        ),
-        AssetCheckResult(
-            check_name=f"{table}_quality",
-            passed=all(row.success for row in warning),
-            severity=AssetCheckSeverity.WARN,
-            metadata=expectations.metadata(warning),
-        ),
-    ]
 
-
-def _materialize(context: AssetExecutionContext, env: Environment, table: str) -> MaterializeResult:
+def _materialize(
+    context: AssetExecutionContext, env: Environment, table: str, config: expectations.Showing
+) -> MaterializeResult:
     rows, counts = _take_in(env, table, hours_of(context))
     context.log.info(f"{table}: {counts}")
+    shown, checks = expectations.judge(env, context, table, rows, config, asset=table)
     return MaterializeResult(
-        metadata={"dagster/partition_row_count": rows.height, **counts},
-        check_results=_expectations(rows, table),
+        metadata={"dagster/partition_row_count": rows.height, **counts, **shown}, check_results=checks
     )
 
 
@@ -86,20 +90,17 @@ def _materialize(context: AssetExecutionContext, env: Environment, table: str) -
     code_version="1",
     freshness_policy=FRESH,
     retry_policy=RETRY,
-    check_specs=[
-        AssetCheckSpec(
-            "events_expectations", asset="events", blocking=True, description="Contract of events."
-        ),
-        AssetCheckSpec("events_quality", asset="events", description="Worth a look, stops nothing."),
-    ],
+    check_specs=expectations.check_specs("events", "events"),
 )
-def events(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
+def events(
+    context: AssetExecutionContext, env: Environment, config: expectations.Showing
+) -> MaterializeResult:
     """Messages, friend requests and joins that arrived in the hour, checked.
 
     If `refused` jumps, a producer changed its format: see `quarantine/events/` for rows and reasons. Nothing
     is lost; fix the producer and materialize the hour again.
     """
-    return _materialize(context, env, "events")
+    return _materialize(context, env, "events", config)
 
 
 @asset(
@@ -111,17 +112,17 @@ def events(context: AssetExecutionContext, env: Environment) -> MaterializeResul
     code_version="1",
     freshness_policy=FRESH,
     retry_policy=RETRY,
-    check_specs=[
-        AssetCheckSpec(
-            "labels_expectations", asset="labels", blocking=True, description="Contract of labels."
-        ),
-        AssetCheckSpec("labels_quality", asset="labels", description="Worth a look, stops nothing."),
-    ],
+    check_specs=expectations.check_specs("labels", "labels"),
 )
-def labels(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
-    """Judgements that reached us in the hour, from moderators, reports, appeals, honeypots and the audit
-    slice.
+def labels(
+    context: AssetExecutionContext, env: Environment, config: expectations.Showing
+) -> MaterializeResult:
+    """Judgements that reached us in the hour, from moderators, reports, appeals, honeypots, vendors and the
+    audit slice.
 
     Few rows here means the loop is going blind: evasion cannot be measured and no retrain may start.
     """
-    return _materialize(context, env, "labels")
+    result = _materialize(context, env, "labels", config)
+    # What was learnt from the rows that these hours held before is void.
+    truth.forget(env.store, min(hours_of(context)))
+    return result

@@ -26,20 +26,18 @@ from dagster import (
     asset,
 )
 
+from assets import expectations
 from assets.common import OWNERS, RETRY, picture
 from assets.environment import Environment
-from assets.features import features
+from assets.features import features, read_features
 from assets.labels import gold_key, gold_labels
 from assets.partitions import candidates
 from redqueen import evaluation as judging
 from redqueen import state, trainingset
 from redqueen.clock import hour_of
-from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
+from redqueen.features import ACTORLESS, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
-
-ACTORLESS = tuple(feature.name for feature in FEATURES if not feature.needs_actor)
-"""The features of a stream that does not say who sent what."""
 
 
 def training_set_key(candidate: str) -> str:
@@ -57,12 +55,15 @@ def work_folder(env: Environment, candidate: str) -> Path:
     deps=[gold_labels, features],
     group_name="training",
     owners=OWNERS,
-    kinds={"polars"},
+    kinds={"polars", "greatexpectations"},
     tags={"stage": "training"},
     code_version="1",
     retry_policy=RETRY,
+    check_specs=expectations.check_specs("training_set", "training sets"),
 )
-def training_set(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
+def training_set(
+    context: AssetExecutionContext, env: Environment, config: expectations.Showing
+) -> MaterializeResult:
     """Every judged message of all time with its features, and the attacks that once worked.
 
     All history, not a recent window: a detector that forgets old campaigns is beaten by them again.
@@ -74,16 +75,21 @@ def training_set(context: AssetExecutionContext, env: Environment) -> Materializ
     received = pl.col("received_at") <= trainingset.instant(record)
     events = read_hours(env.store, "ingested/events", start, end).filter(received)
     hard_keys = [key for key in env.store.list("hard_examples/") if key.endswith(".parquet")]
+    gold = pl.read_parquet(env.store.get(gold_key(candidate)).data)
+    table = read_features(env.store, start, end)
     built = trainingset.build(
-        pl.read_parquet(env.store.get(gold_key(candidate)).data),
+        gold,
         events,
-        read_hours(env.store, "features", start, end),
+        table,
         read_keys(env.store, hard_keys),
         policies=env.settings.policies,
         feature_names=NAMES,
         max_rows=env.settings.train_max_rows,
     )
     env.store.put(training_set_key(candidate), to_parquet(built.rows.to_arrow()))
+    judged = events.filter(pl.col("text").is_not_null()).join(gold, on="event_id", how="semi")
+    lacking = judged.join(table, on="event_id", how="anti").height if table.height else judged.height
+    shown, checks = expectations.judge(env, context, "training_set", built.rows, config, asset="training_set")
     return MaterializeResult(
         data_version=DataVersion(built.digest),
         metadata={
@@ -93,7 +99,10 @@ def training_set(context: AssetExecutionContext, env: Environment) -> Materializ
             **{f"abuse_{policy}": n for policy, n in built.n_abuse.items()},
             "hard_examples": built.n_hard,
             "thinned_benign": built.thinned,
+            "left_out_for_lack_of_features": lacking,
+            **shown,
         },
+        check_results=checks,
     )
 
 
@@ -118,6 +127,7 @@ def candidate_model(
     good.
     """
     from models.bundle import publish
+    from models.signing import signer_of, trust_of
     from models.train import TrainingSpec
 
     candidate = context.partition_key
@@ -150,7 +160,8 @@ def candidate_model(
         command=[sys.executable, "-m", "models.train"], context=context, extras={"spec": spec.to_dict()}
     ).get_results()
     result = json.loads((folder / "result.json").read_text())
-    model_id = publish(env.store, Path(result["bundle"]))
+    signer_of(settings).sign(Path(result["bundle"]))
+    model_id = publish(env.store, Path(result["bundle"]), trust_of(settings))
     state.advance_candidate(
         env.store, candidate, "trained", env.clock.now(), f"trained as {model_id}",
         model_id=model_id, selected=result["selected"],
@@ -201,24 +212,17 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
 
     If the gate fails here, the candidate goes no further and the champion stays.
     """
-    from models.bundle import fetch
     from models.detector import Detector
 
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
     held = _held(env, candidate)
-    cache = env.settings.home / "cache"
     live = state.rollout_state(env.store).champion
     reports = {}
     for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
         if model_id is not None:
-            detector = Detector.load(fetch(env.store, model_id, cache))
-            matrix = (
-                held.select([f"f_{n}" for n in detector.feature_names]).to_numpy()
-                if detector.feature_names
-                else None
-            )
-            scores = detector.score(held["text"].to_list(), matrix)
+            detector = Detector.of_home(env.settings, env.store, model_id)
+            scores = detector.score(held["text"].to_list(), features_for(detector, held))
             reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
     verdict = judging.gate(reports["candidate"], reports.get("champion"), env.settings.fpr_budget)
     report = {
@@ -241,6 +245,16 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
             )
         ],
     )
+
+
+def features_for(detector: Any, rows: pl.DataFrame) -> Any:
+    """The features [n, F] of training rows as serving would give them to the detector; None: text alone.
+
+    A champion trained with another version of the features is served by text alone, so it is judged so too.
+    """
+    if not detector.feature_names or detector.manifest.features_version != FEATURES_VERSION:
+        return None
+    return rows.select([f"f_{name}" for name in detector.feature_names]).to_numpy()
 
 
 def _held(env: Environment, candidate: str) -> pl.DataFrame:

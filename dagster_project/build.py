@@ -4,17 +4,44 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import adversarial, deployment, features, ingest, labels, monitoring, training
+from assets import (
+    adversarial,
+    campaigns,
+    deployment,
+    features,
+    graph,
+    ingest,
+    labels,
+    monitoring,
+    poisoning,
+    retention,
+    review,
+    training,
+)
 from assets.environment import Environment
-from dagster_project.jobs import JOBS
+from dagster_project.jobs import JOBS, SCHEDULES
 from sensors import adaptation, alerts, drift, rollout
+from sensors import graph as graph_sensor
 from sensors import labels as label_sensors
 
-ASSET_MODULES = (ingest, labels, features, training, adversarial, deployment, monitoring)
+ASSET_MODULES = (
+    ingest,
+    labels,
+    poisoning,
+    features,
+    campaigns,
+    graph,
+    training,
+    adversarial,
+    deployment,
+    monitoring,
+    retention,
+    review,
+)
 
 
 def build_defs(*, environment: Environment | None = None) -> dg.Definitions:
-    """All assets, checks, jobs and sensors.
+    """All assets, checks, jobs, schedules and sensors.
 
     Args:
         environment: the home to work on; default: the one `RQ_HOME` names when a run starts.
@@ -28,8 +55,10 @@ def build_defs(*, environment: Environment | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=list({id(a): a for a in assets}.values()),
         jobs=JOBS,
+        schedules=SCHEDULES,
         sensors=[
             label_sensors.label_arrival,
+            graph_sensor.daily_graph,
             label_sensors.first_lap,
             drift.drift,
             adaptation.adaptation,

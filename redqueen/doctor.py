@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from redqueen import state
+from redqueen import retention, state
 from redqueen.clock import CLOCK_KEY, open_clock
-from redqueen.errors import RedQueenError
+from redqueen.errors import InvalidInput, RedQueenError
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore, open_store, probe
 
@@ -44,8 +44,21 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("store", True, f"{store!r}; conditional writes hold")
     for check in (_clock, _rollout, _holds, _monitoring):
         yield _guarded(check, settings, store)
+    yield _guarded(_retention, settings, store)
+    yield _redis(settings)
     yield _encoder(settings)
+    yield _keys(settings)
     yield _alerts(settings)
+
+
+def _retention(settings: Settings, store: ObjectStore) -> Finding:
+    try:
+        retention.rules(settings)
+    except InvalidInput as error:
+        return Finding("retention", False, str(error))
+    last = retention.record(store).get("last", {}).get("at")
+    told = f"the last purge was as of {last[:16]} UTC" if last else "nothing has been purged yet"
+    return Finding("retention", True, f"{told}; `redqueen retention` shows what is past its time")
 
 
 def _guarded(
@@ -109,12 +122,34 @@ def _monitoring(settings: Settings, store: ObjectStore) -> Finding:
     return Finding("monitoring", True, f"{len(keys)} windows measured, the latest {window}")
 
 
+def _redis(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return Finding("redis", True, "is not used: behaviour windows are in the memory of the one service")
+    from redqueen.features.onredis import look_at
+
+    try:
+        return Finding("redis", *look_at(settings.redis_url.get_secret_value()))
+    except InvalidInput as error:
+        return Finding("redis", False, str(error))
+
+
 def _encoder(settings: Settings) -> Finding:
     if settings.encoder is None:
         return Finding("encoder", True, "a compact one, trained here; nothing is downloaded")
     if Path(settings.encoder).exists():
         return Finding("encoder", True, f"pretrained, from {settings.encoder}")
     return Finding("encoder", None, f"'{settings.encoder}' is not a path: it will be looked up by name")
+
+
+def _keys(settings: Settings) -> Finding:
+    trusted = settings.verify_key or settings.home / "keys" / "verify.pem"
+    if settings.signing_key is not None and not settings.signing_key.is_file():
+        return Finding("keys", False, f"RQ_SIGNING_KEY names {settings.signing_key}: no such file")
+    if trusted.is_file():
+        return Finding("keys", True, f"models are loaded if {trusted} verifies their signature")
+    if settings.verify_key is not None or settings.signing_key is not None:
+        return Finding("keys", False, f"{trusted} is not there: set RQ_VERIFY_KEY to the signer's public key")
+    return Finding("keys", None, "none yet; the first training makes a pair in `keys/` of the home")
 
 
 def _alerts(settings: Settings) -> Finding:

@@ -1,9 +1,10 @@
 """What a landed row must be to enter the house: read the files of one hour, conform their rows to the
-schema, tell the refused ones apart with a reason.
+schema, tell the refused ones apart with a reason, and know what was taken in before.
 
-Pure but for reading the store. Writing what was refused is `redqueen.quarantine`; the share and shape of
-what came in is judged by `assets.expectations`. No row raises: everything lands in exactly one of clean,
-refused, duplicate.
+Pure but for `read_landed` and `take_in`. What is known of other hours is kept in `redqueen.ledger`, vendors'
+own formats are read in `redqueen.vendors`. Writing what was refused is `redqueen.quarantine`; the share and
+shape of what came in is judged by `assets.expectations`. No row raises: everything lands in exactly one of
+clean, refused, duplicate.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import NamedTuple
 
 import polars as pl
 
-from redqueen import loose
-from redqueen.errors import InvalidInput
+from redqueen import arrivals, ledger, loose, vendors
+from redqueen.errors import InvalidInput, NotFound
 from redqueen.schema import ANY_POLICY, KINDS, LABEL_SOURCES, LABEL_VALUES, RESPONSES, TABLES
 from redqueen.store import ObjectStore
-from redqueen.tables import hour_key
+from redqueen.tables import HOUR
+from redqueen.tombstones import REASON as ERASED
+from redqueen.tombstones import Tombstones
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far ahead of ours another's clock may run."""
@@ -30,6 +33,11 @@ place.
 EPOCH_OF_LABELS = datetime.fromisoformat("2000-01-01T00:00:00+00:00")
 FILE = "_file"
 ID = {"events": "event_id", "labels": "label_id"}
+ACTORS = ("actor_id", "recipient_id", "rater_id")
+CONFLICT = "conflicting duplicate"
+ELSEWHERE = "taken in before with other content"
+SETTLED = (CONFLICT, ELSEWHERE, ERASED)
+"""Reasons that no change of rules takes back."""
 _RANGES = {"community_size": (0, 2**31 - 1), "confidence": (0.0, 1.0)}
 
 
@@ -49,18 +57,23 @@ class Conformed:
     """The rows of one hour, sorted out. Unpacks as `clean, refused`.
 
     clean: the table's schema, one row an id, in order of arrival.
-    refused: the rows as they came (strings), with `reason`, `_file` and `_row`.
+    refused: the rows as they came (strings), with `reason`, `_file` and `_row`. Of rows that were erased on
+        request nothing else is there.
     duplicates: how many rows were a re-sent identical copy of another, and dropped.
+    known: how many of these were copies of a row that another hour took in.
     held_back: how many rows claimed to have been received before the hour they landed in (set to its start:
         what was known when is ours to say, or a backfill with old dates would leak into the past).
     unknown_columns: columns of the files that the schema has not.
+    erased_in: the files that brought back, or name, what was erased on request.
     """
 
     clean: pl.DataFrame
     refused: pl.DataFrame
     duplicates: int
+    known: int
     held_back: int
     unknown_columns: tuple[str, ...]
+    erased_in: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         return iter((self.clean, self.refused))
@@ -78,28 +91,55 @@ def _polars_type(arrow: str) -> pl.DataType:
     return {"string": pl.String(), "int32": pl.Int32(), "double": pl.Float64()}[arrow]
 
 
-def read_landed(store: ObjectStore, table: str, hour: datetime) -> Landed:
+def read_landed(store: ObjectStore, table: str, hour: datetime, keys: Sequence[str] | None = None) -> Landed:
     """Everything that landed in one hour of `table` (events or labels), as it came.
 
-    Names that begin with `_` or `.` are markers, not data.
+    Args:
+        keys: the files, where the caller has listed them already.
     """
     frames, unreadable = [], []
-    for key in store.list(hour_key(table, hour)):
-        name = key.rpartition("/")[2]
-        if name.startswith(("_", ".")):
-            continue
+    for key in arrivals.landed(store, table, hour) if keys is None else keys:
         try:
-            rows = loose.read_rows(store.get(key).data, name)
-            frames.append(rows.with_columns(pl.lit(key).alias(FILE)))
+            frames.append(read_file(store.get(key).data, key))
         except InvalidInput as error:
             unreadable.append((key, str(error)))
+        except NotFound:
+            # Erased or purged since it was listed.
+            continue
     return Landed(loose.stack(frames), unreadable)
+
+
+def read_file(data: bytes, key: str) -> pl.DataFrame:
+    """The rows of one landed file as they came, with `_file`; a vendor's file goes through its adapter.
+
+    Raises:
+        InvalidInput: nothing of it can be read.
+    """
+    name = key.rpartition("/")[2]
+    rows = vendors.read(data, name) if vendors.is_vendors(name) else loose.read_rows(data, name)
+    return rows.with_columns(pl.lit(key).alias(FILE))
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Rows of one hour, each judged by itself; which of them are copies is still open."""
+
+    table: str
+    hour: datetime
+    raw: pl.DataFrame
+    typed: pl.DataFrame
+    reasons: pl.Series
+    early: pl.Series
+    unknown_columns: tuple[str, ...]
+    erased_in: tuple[str, ...]
+    sound: pl.DataFrame
+    """`place, id, content, received` of the rows that break no rule."""
 
 
 def conform(
     df: pl.DataFrame, table: str, hour: datetime, now: datetime, policies: Sequence[str] | None = None
 ) -> Conformed:
-    """Sort the rows of one hour into clean, refused and duplicate.
+    """Sort the rows of one hour into clean, refused and duplicate, as if no other hour were known.
 
     Args:
         df: rows as `read_landed` gives them; plain frames without its marks do too.
@@ -111,11 +151,59 @@ def conform(
     Raises:
         InvalidInput: `table` is not one that rows land in.
     """
+    judged = _judge(df, table, hour, now, policies, None)
+    return _settle(judged, pl.DataFrame(schema=ledger.KNOWN))[1]
+
+
+def take_in(
+    store: ObjectStore,
+    landed: pl.DataFrame,
+    table: str,
+    hour: datetime,
+    now: datetime,
+    policies: Sequence[str] | None = None,
+    erased: Tombstones | None = None,
+) -> Conformed:
+    """`conform`, against everything that other hours have taken in, and claim what is kept for this hour.
+
+    The claim is made before anything is written: run again, also after a kill, it gives the same rows to the
+    last byte. A copy of what another hour took in is a duplicate; the same id with other content is refused.
+
+    Args:
+        erased: rows about what was erased on request are refused, and nothing of them is kept; erased actors
+            that others' rows name go by their pseudonyms.
+    """
+    judged = _judge(landed, table, hour, now, policies, erased)
+    days = ledger.days_of(
+        judged.typed.filter(judged.reasons.is_null())[ledger.OWN_TIME[table]],
+    )
+    return ledger.claim(store, table, hour, judged.sound["id"], days, lambda known: _settle(judged, known))
+
+
+def _judge(
+    df: pl.DataFrame,
+    table: str,
+    hour: datetime,
+    now: datetime,
+    policies: Sequence[str] | None,
+    erased: Tombstones | None,
+) -> _Judged:
     if table not in ID:
         raise InvalidInput(f"rows do not land in '{table}': use one of {', '.join(ID)}")
     schema = polars_schema(table)
     unknown = tuple(name for name in df.columns if name not in schema and not name.startswith("_"))
     raw = _complete(df, schema)
+    gone = pl.Series("gone", [False] * raw.height, pl.Boolean)
+    erased_in: tuple[str, ...] = ()
+    if erased:
+        gone = erased.is_event(raw["event_id"])
+        gone = gone | erased.is_actor(raw["actor_id"]) if "actor_id" in raw.columns else gone
+        named = gone
+        for name in (n for n in ACTORS if n in raw.columns):
+            named = named | erased.is_actor(raw[name])
+        erased_in = tuple(raw.filter(named)[FILE].drop_nulls().unique().sort().to_list())
+        raw = raw.with_columns(erased.veil(raw[name]) for name in ACTORS if name in raw.columns)
+    raw = raw.with_columns(_received(raw, hour, now))
     typed = pl.DataFrame([_cast(raw[name], kind) for name, kind in schema.items()])
     early = typed["received_at"] < hour
     typed = typed.with_columns(
@@ -123,21 +211,71 @@ def conform(
     )
     rules = _event_rules(now) if table == "events" else _label_rules(now, policies)
     reasons = _reasons(raw, typed, table, rules)
-    conflicting, again = _repeats(typed.filter(reasons.is_null()), ID[table], reasons)
-    reasons = (
-        reasons.to_frame("r")
-        .with_columns(c=conflicting)
-        .select(pl.coalesce("r", pl.when("c").then(pl.lit(f"{ID[table]}: conflicting duplicate"))))
-        .to_series()
+    reasons = pl.select(pl.when(gone).then(pl.lit(ERASED)).otherwise(reasons)).to_series()
+    places = pl.Series("place", range(raw.height), pl.Int64).filter(reasons.is_null())
+    sound = ledger.fingerprints(typed.filter(reasons.is_null()), ID[table]).with_columns(places)
+    return _Judged(table, hour, raw, typed, reasons, early, unknown, erased_in, sound)
+
+
+def _received(raw: pl.DataFrame, hour: datetime, now: datetime) -> pl.Series:
+    """`received_at`, with the end of the hour where a vendor's file leaves it open: an hour is taken in once
+    it is over, so nobody can have used the row earlier.
+    """
+    given = raw["received_at"]
+    left_open = raw[FILE].str.contains(f"/{vendors.MARK}", literal=True).fill_null(False) & given.is_null()
+    if not left_open.any():
+        return given
+    instant = min(hour + HOUR - timedelta(microseconds=1), max(now, hour))
+    told = pl.when(left_open).then(pl.lit(instant.isoformat())).otherwise(loose.text_of(given))
+    return pl.select(told.alias("received_at")).to_series()
+
+
+def _settle(judged: _Judged, known: pl.DataFrame) -> tuple[pl.DataFrame, Conformed]:
+    """Which rows are kept, given what is known of their ids; the claims to make, and the outcome."""
+    key, length = ID[judged.table], judged.raw.height
+    sound = judged.sound.join(
+        known.rename({"content": "then", "received": "first", "hour": "owner"}),
+        on="id", how="left", maintain_order="left",
+    )  # fmt: skip
+    conflict, elsewhere = (f"{key}: {why}" for why in (CONFLICT, ELSEWHERE))
+    mine = pl.col("owner") == ledger.number_of(judged.hour)
+    told = (
+        # Of one id the copy that was kept before stays, else the first received; ties are broken by content,
+        # so that the order in which files are listed cannot matter.
+        sound.with_columns(
+            other=(~mine).fill_null(False),
+            held=(mine & (pl.col("then") == pl.col("content"))).fill_null(False),
+        )
+        .sort("id", ~pl.col("held"), "received", "content", "place")
+        .with_columns(
+            original=pl.when("other").then("then").otherwise(pl.col("content").first().over("id")),
+            later=pl.col("other") | (pl.int_range(pl.len()).over("id") > 0),
+        )
+        .with_columns(same=pl.col("content") == pl.col("original"))
     )
-    kept = reasons.is_null() & ~again
-    return Conformed(
-        clean=typed.filter(kept),
-        refused=_refused(raw, reasons, again),
-        duplicates=int(again.sum()),
-        held_back=int((early.fill_null(False) & kept).sum()),
-        unknown_columns=unknown,
+    again = told.filter(pl.col("later") & pl.col("same"))
+    refused = told.filter(pl.col("later") & ~pl.col("same")).select(
+        "place", why=pl.when("other").then(pl.lit(elsewhere)).otherwise(pl.lit(conflict))
     )
+    # A copy that claims to have come earlier still does not change when we knew it.
+    kept = told.filter(~pl.col("later")).with_columns(
+        received=pl.when("held").then("first").otherwise("received")
+    )
+    reasons = judged.reasons.scatter(refused["place"].to_list(), refused["why"].to_list())
+    copies = pl.Series("a", [False] * length, pl.Boolean).scatter(again["place"].to_list(), True)
+    keeps = reasons.is_null() & ~copies
+    when = kept.sort("place")["received"].cast(loose.TIME)
+    clean = judged.typed.filter(keeps).with_columns(when.alias("received_at"))
+    outcome = Conformed(
+        clean=clean,
+        refused=_refused(judged.raw, reasons, copies),
+        duplicates=again.height,
+        known=int(again["other"].sum()),
+        held_back=int((judged.early.fill_null(False) & keeps).sum()),
+        unknown_columns=judged.unknown_columns,
+        erased_in=judged.erased_in,
+    )
+    return kept.select("id", "content", "received"), outcome
 
 
 def _complete(df: pl.DataFrame, schema: dict[str, pl.DataType]) -> pl.DataFrame:
@@ -236,32 +374,10 @@ def _word(column: pl.Series) -> str:
     return "time" if column.dtype == loose.TIME else "string"
 
 
-def _repeats(sound: pl.DataFrame, key: str, reasons: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """For every row: does it contradict another of the same id; is it a copy of another.
-
-    The first received of an id stays. A copy may differ in `received_at` alone: it was sent twice, and we
-    knew it from the first.
-    """
-    length = len(reasons)
-    conflicting = pl.Series("c", [False] * length, pl.Boolean)
-    again = pl.Series("a", [False] * length, pl.Boolean)
-    if not sound[key].is_duplicated().any():
-        return conflicting, again
-    content = sound.select(pl.exclude("received_at")).hash_rows(seed=1)
-    places = pl.Series("place", range(length), pl.Int64).filter(reasons.is_null())
-    twins = sound.select(key, "received_at").with_columns(content.alias("content"), places.alias("place"))
-    # Ties are broken by content, so that the order in which files are listed cannot matter.
-    ranked = (
-        twins.sort(key, "received_at", "content", "place")
-        .with_columns(original=pl.col("content").first().over(key), nth=pl.int_range(pl.len()).over(key))
-        .filter(pl.col("nth") > 0)
-    )
-    differs = ranked.filter(pl.col("content") != pl.col("original"))["place"].to_list()
-    same = ranked.filter(pl.col("content") == pl.col("original"))["place"].to_list()
-    return conflicting.scatter(differs, True), again.scatter(same, True)
-
-
 def _refused(raw: pl.DataFrame, reasons: pl.Series, again: pl.Series) -> pl.DataFrame:
     told = raw.with_columns(reasons.alias("reason")).filter(reasons.is_not_null() & ~again)
-    as_text = told.with_columns(loose.text_of(told[name]) for name in raw.columns if name != loose.ROW)
+    erased = pl.col("reason") == ERASED
+    own = [name for name in raw.columns if name not in (FILE, loose.ROW)]
+    as_text = told.with_columns(loose.text_of(told[name]) for name in own)
+    as_text = as_text.with_columns(pl.when(~erased).then(pl.col(name)).alias(name) for name in own)
     return as_text.select("reason", FILE, loose.ROW, pl.exclude("reason", FILE, loose.ROW, loose.PROBLEM))

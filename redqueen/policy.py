@@ -391,7 +391,7 @@ def _find_bootstrap(state: LoopState, limits: Limits, counts: LabelCounts) -> Fi
 
 def _find_drift(mine: Sequence[Signals], limits: Limits) -> Finding:
     recent = [signals.drift for signals in mine[-limits.drift_m :] if signals.drift]
-    over = [drift for drift in recent if _drifted(drift, limits)]
+    over = [drift for drift in recent if drifted(drift, limits)]
     latest = recent[-1] if recent else DriftFigures(0)
     figures = {
         "share": latest.share,
@@ -415,7 +415,8 @@ def _find_drift(mine: Sequence[Signals], limits: Limits) -> Finding:
     return Finding(True, "drift", attribution, (state_of_things, *reasons), benefit, figures)
 
 
-def _drifted(drift: DriftFigures, limits: Limits) -> bool:
+def drifted(drift: DriftFigures, limits: Limits) -> bool:
+    """Whether a window by itself is as far from the reference as a retrain on drift would ask for."""
     enough = drift.n >= limits.drift_min_rows
     return enough and (drift.share >= limits.drift_share or drift.score_psi >= limits.score_psi)
 

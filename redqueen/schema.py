@@ -60,6 +60,7 @@ GOLD = _schema(
     ("policy", pa.string(), False),
     ("p_abuse", pa.float64(), False),
     ("n_votes", pa.int32(), False),
+    ("disagreement", pa.float64(), False),
     ("mature", pa.bool_(), False),
     ("first_labeled_at", TIME, False),
     ("sources", pa.list_(pa.string()), False),
@@ -88,6 +89,27 @@ REVIEW = _schema(
     ("event_id", pa.string(), False),
     ("reason", pa.string(), False),
     ("propensity", pa.float64(), False),
+    ("inclusion", pa.float64(), False),
+)
+
+GUARD = _schema(
+    ("label_id", pa.string(), False),
+    ("received_at", TIME, False),
+    ("weight", pa.float64(), False),
+    ("released_weight", pa.float64(), False),
+    ("held", pa.bool_(), False),
+    ("reason", pa.string(), False),
+    ("group", pa.string(), True),
+    ("members", pa.int32(), True),
+)
+
+CAMPAIGNS = _schema(
+    ("event_id", pa.string(), False),
+    ("campaign_id", pa.string(), False),
+    ("size", pa.int32(), False),
+    ("actors", pa.int32(), False),
+    ("first_seen", TIME, False),
+    ("novel", pa.bool_(), False),
 )
 
 TABLES: dict[str, pa.Schema] = {
@@ -96,4 +118,6 @@ TABLES: dict[str, pa.Schema] = {
     "gold": GOLD,
     "predictions": PREDICTIONS,
     "review": REVIEW,
+    "guard": GUARD,
+    "campaigns": CAMPAIGNS,
 }

@@ -60,20 +60,35 @@ class Settings(BaseSettings):
         0.02,
         ge=0,
         lt=0.5,
-        description="Share of abusive messages that those who judge call benign. Thresholds and the canary "
-        "do not take these for false positives.",
+        description="Share of messages that those who judge get wrong. Thresholds and the canary do not take "
+        "abuse called benign for false positives, and estimates of recall not the reverse for missed abuse.",
     )
     salt: str = Field(
-        "red-queen", description="Salts the audit slice. Change it and other events are audited."
+        "red-queen",
+        description="Salts the audit slice, and the hashes of ids in Redis. Change it and other events are "
+        "audited, and windows in Redis begin anew.",
     )
     audit_rate: float = Field(
         0.12, gt=0, le=1, description="Share of messages sent to human review whatever the score."
     )
     review_budget_per_hour: int = Field(
-        600, ge=0, description="Messages that reviewers can judge in an hour; the audit slice comes first."
+        600,
+        ge=0,
+        description="Most messages that reviewers are asked to judge in an hour; the audit comes first.",
+    )
+    review_budget_per_day: int | None = Field(
+        None,
+        ge=0,
+        description="Messages that reviewers can judge in a UTC day. An hour may use a 24th of it and what "
+        "earlier hours left. Default: 24 times the hour's.",
     )
     maturity_hours: float = Field(
         4.0, gt=0, description="Age after which an unlabelled event no longer waits for labels."
+    )
+    maturity_by_policy: Annotated[dict[str, float], NoDecode] = Field(
+        {},
+        description="The same for policies that are judged sooner or later: `harassment=8,scam=24`. "
+        "`gold_labels` shows how late labels come.",
     )
 
     # training
@@ -92,6 +107,18 @@ class Settings(BaseSettings):
     training_timeout_s: int = Field(1800, ge=30, description="A training process older than this is stopped.")
     behaviour: bool = Field(
         True, description="Use features of the sender's behaviour; off for streams without a sender."
+    )
+
+    signing_key: Path | None = Field(
+        None,
+        description="Private key (PEM, elliptic curve) that signs new models. Default: `keys/signing.pem` in "
+        "the home, made at the first training.",
+    )
+    signing_key_password: SecretStr | None = Field(None, description="Of that key, if it has one.")
+    verify_key: Path | None = Field(
+        None,
+        description="Public key (PEM) of the one whose models are loaded. Default: `keys/verify.pem` in the "
+        "home.",
     )
 
     # adversarial evaluation
@@ -146,6 +173,12 @@ class Settings(BaseSettings):
         gt=0,
         description="How far an event's time may run ahead of the clock and still count as behaviour.",
     )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="redis://[user:password@]host:port/database: where behaviour windows are kept so that "
+        "several scoring services share them; a database of its own for each stream. Default: in the memory "
+        "of the one service.",
+    )
     serving_operator_token: SecretStr | None = Field(
         None,
         description="Where set, /v1/state, /metrics, /v1/refresh and /v1/flush want it as a bearer token.",
@@ -169,10 +202,41 @@ class Settings(BaseSettings):
     )
     alert_webhook: str | None = Field(None, description="Where alerts are posted as JSON, besides the log.")
 
-    @field_validator("policies", "severe_policies", "trusted_sources", "attack_families", mode="before")
+    # keeping
+    retention_days: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="How long tables are kept, where it differs from `redqueen retention`: "
+        "`events=30,served=never`.",
+    )
+
+    @field_validator(
+        "policies", "severe_policies", "trusted_sources", "attack_families", "retention_days", mode="before"
+    )
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
+
+    @field_validator("maturity_by_policy", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        return {name.strip(): hours.strip() for name, _, hours in pairs}
+
+    @model_validator(mode="after")
+    def _maturity_is_of_policies(self) -> Settings:
+        unknown = sorted(set(self.maturity_by_policy) - set(self.policies))
+        if unknown:
+            raise ValueError(
+                f"RQ_MATURITY_BY_POLICY names {unknown}, which are not among RQ_POLICIES {self.policies}"
+            )
+        wrong = sorted(
+            name for name, hours in self.maturity_by_policy.items() if not 0 < hours < float("inf")
+        )
+        if wrong:
+            raise ValueError(f"RQ_MATURITY_BY_POLICY wants hours above 0 for {wrong}")
+        return self
 
     @model_validator(mode="after")
     def _severe_are_policies(self) -> Settings:
@@ -189,6 +253,11 @@ class Settings(BaseSettings):
     def severe(self) -> frozenset[str]:
         """The severe ones among the policies detected here."""
         return frozenset(self.severe_policies) & frozenset(self.policies)
+
+    @property
+    def maturity(self) -> dict[str, float]:
+        """Hours after which an event is mature, of each policy."""
+        return {policy: self.maturity_by_policy.get(policy, self.maturity_hours) for policy in self.policies}
 
     @property
     def dagster_home(self) -> Path:
@@ -236,7 +305,9 @@ def table() -> str:
 
 
 def _shown(default: object) -> str:
-    if default is None:
+    if default is None or default == ():
+        return "not set"
+    if isinstance(default, dict) and not default:
         return "not set"
     if isinstance(default, tuple):
         return f"`{','.join(default)}`"

@@ -121,7 +121,8 @@ def adaptation_figures(
     votes: pl.DataFrame,
     window: datetime,
     policies: Sequence[str],
-    maturity_hours: float,
+    maturity_hours: float | Mapping[str, float],
+    weights: pl.DataFrame | None = None,
 ) -> tuple[AdaptationFigures, int]:
     """The adaptation figures of the window that starts at `window`, and how many messages judged abusive got
     through.
@@ -129,9 +130,10 @@ def adaptation_figures(
     Args:
         trailing: answered predictions with `ts` in the window or up to `TRAILING` before its end.
         votes: label rows received by the window's end.
+        weights: `label_id, weight` from the poisoning guard; a vote that is not named weighs 1.
     """
     end = window + timedelta(hours=1)
-    gold = labels.gold(votes, end, policies, maturity_hours=maturity_hours)
+    gold = labels.gold(votes, end, policies, maturity_hours=maturity_hours, weights=weights)
     known_at = votes.select("event_id", known_at="received_at") if votes.height else None
     joined = adaptation.join_labels(trailing, gold, known_at)
     # Friend requests and joins carry no text: nobody can obfuscate them, so they would only dilute.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from datetime import datetime, timedelta
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from dagster import (
@@ -18,17 +19,17 @@ from dagster import (
 
 from assets.environment import Environment
 from assets.partitions import partition_of
-from redqueen import state
+from redqueen import arrivals, retention, state
 from redqueen.clock import hour_of
 from redqueen.settings import load_settings
 from redqueen.signals import label_counts
 from redqueen.store import ObjectStore
-from redqueen.tables import HOUR, hour_key, landed_hours, read_hours
+from redqueen.tables import HOUR, hour_key, hours_between, landed_hours, read_hours
 from sensors.asking import ask, latest_signals
 
 INTERVAL = load_settings().sensor_interval_seconds
 LATE_HOURS = 6
-"""Files may arrive late for this long and still be taken in by themselves."""
+"""Files may arrive late for this long and are noticed at the next tick; later ones by the daily sweep."""
 
 MOST_RUNS = 4
 """Hours requested one by one in a tick; a longer backlog is caught up in one run over a range."""
@@ -42,20 +43,72 @@ def _digest(store: ObjectStore, hour: datetime) -> str:
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12] if names else ""
 
 
-def _due(store: ObjectStore, now: datetime, seen: dict[str, str]) -> dict[datetime, str]:
-    """Closed hours with something new in them, by what has landed."""
+@dataclass(frozen=True)
+class _Seen:
+    """What the cursor remembers: the last hours taken in and what lay in them, up to where every hour has
+    been looked at, and how far the sweep of older days has come.
+
+    sweep_day: the day that is looked at next; swept: the day on which the last round began.
+    """
+
+    taken_in: dict[str, str] = field(default_factory=dict)
+    looked: str | None = None
+    sweep_day: str | None = None
+    swept: str | None = None
+
+    @classmethod
+    def of(cls, cursor: str | None) -> _Seen:
+        known = json.loads(cursor) if cursor else {}
+        seen = cls(**{f.name: known[f.name] for f in fields(cls) if f.name in known})
+        # A cursor of before: every hour up to the newest it names had been looked at.
+        return replace(seen, looked=max(seen.taken_in)) if seen.taken_in and not seen.looked else seen
+
+
+def _due(store: ObjectStore, first: datetime, now: datetime, seen: _Seen) -> dict[datetime, str]:
+    """Closed hours with something new in them, by what has landed.
+
+    Only the last hours are listed, and those since the last look: a daemon that was down for a day catches
+    up. Without a memory everything is listed, once.
+    """
     current = hour_of(now)
-    oldest = min((datetime.fromisoformat(h) for h in seen), default=None)
-    horizon = current - LATE_HOURS * HOUR if oldest is not None else datetime.min.replace(tzinfo=now.tzinfo)
-    newest = max((datetime.fromisoformat(h) for h in seen), default=horizon)
-    # Hours after the newest taken in are due however old: a daemon that was down for a day must catch up.
-    hours = [
-        h for t in LANDINGS for h in landed_hours(store, t) if h < current and (h >= horizon or h > newest)
-    ]
-    digests = {hour: _digest(store, hour) for hour in sorted(set(hours))}
+    looked = datetime.fromisoformat(seen.looked) if seen.looked else None
+    if looked is None or looked > current:
+        # No memory, or a simulation has set the clock back: then nothing is known of its hours.
+        hours = [h for t in LANDINGS for h in landed_hours(store, t)]
+    else:
+        hours = hours_between(min(looked, current - LATE_HOURS * HOUR), current)
+    # An hour before the first partition cannot be run; asking for it would fail every tick.
+    digests = {hour: _digest(store, hour) for hour in sorted(set(hours)) if first <= hour < current}
     return {
-        hour: digest for hour, digest in digests.items() if digest and seen.get(hour.isoformat()) != digest
+        hour: digest
+        for hour, digest in digests.items()
+        if digest and seen.taken_in.get(hour.isoformat()) != digest
     }
+
+
+def _sweep(
+    store: ObjectStore, first: datetime, now: datetime, seen: _Seen
+) -> tuple[dict[datetime, str], _Seen]:
+    """What landed in one older day after it was taken in, and where the sweep goes on.
+
+    One day a tick, from yesterday back to the first partition, a round a day: files are found however late
+    they come, and no tick lists more than a day.
+    """
+    today = f"{now:%Y-%m-%d}"
+    horizon = hour_of(now) - LATE_HOURS * HOUR
+    if seen.sweep_day is None:
+        if seen.swept == today:
+            return {}, seen
+        seen = replace(seen, sweep_day=f"{horizon:%Y-%m-%d}", swept=today)
+    day = datetime.fromisoformat(str(seen.sweep_day)).replace(tzinfo=UTC)
+    found = {h: d for h, d in arrivals.missed(store, day).items() if first <= h < horizon}
+    before = day - timedelta(days=1)
+    over = day <= max([first, *(p for p in _purged(store) if p is not None)])
+    return found, replace(seen, sweep_day=None if over else f"{before:%Y-%m-%d}")
+
+
+def _purged(store: ObjectStore) -> list[datetime | None]:
+    return [retention.purged_until(store, table) for table in arrivals.TABLES]
 
 
 @sensor(
@@ -64,22 +117,49 @@ def _due(store: ObjectStore, now: datetime, seen: dict[str, str]) -> dict[dateti
     minimum_interval_seconds=INTERVAL,
     default_status=DefaultSensorStatus.RUNNING,
     description="Takes in each hour once it is over: events, labels and served predictions that landed. A "
-    "late file makes its hour run again.",
+    "late file makes its hour run again; once a day all older days are looked through, one a tick.",
 )
 def label_arrival(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
     """Request the job `hour` for every closed hour with new files."""
     now = env.clock.now()
-    seen: dict[str, str] = json.loads(context.cursor)["taken_in"] if context.cursor else {}
-    due = _due(env.store, now, seen)
-    if not due:
-        return SkipReason(f"nothing new has landed in a closed hour (it is {now:%Y-%m-%d %H:%M} UTC)")
+    first = hour_of(env.settings.partitions_start)
+    seen = _Seen.of(context.cursor)
+    due = _due(env.store, first, now, seen)
+    late, after = _sweep(env.store, first, now, seen) if seen.looked else ({}, seen)
+    late = {hour: digest for hour, digest in late.items() if hour not in due}
     hours = sorted(due)
-    kept = dict(sorted({**seen, **{h.isoformat(): d for h, d in due.items()}}.items())[-2 * LATE_HOURS :])
-    why = f"took in {len(hours)} hour(s) up to {hours[-1]:%m-%d %H}h"
+    kept = dict(
+        sorted({**seen.taken_in, **{h.isoformat(): d for h, d in due.items()}}.items())[-2 * LATE_HOURS :]
+    )
+    after = replace(after, taken_in=kept, looked=hour_of(now).isoformat())
+    nothing = f"nothing new has landed in a closed hour (it is {now:%Y-%m-%d %H:%M} UTC)"
+    if not due and not late:
+        if after == seen:
+            return SkipReason(nothing)
+        return SensorResult(skip_reason=nothing, cursor=_cursor(context.cursor, after, None))
+    why = f"took in {len(hours)} hour(s) up to {hours[-1]:%m-%d %H}h" if hours else ""
+    if late:
+        why = "; ".join([*([why] if why else []), f"late files in {len(late)} older hour(s)"])
     requests = [_one(hour, due[hour], now) for hour in hours]
     if len(hours) > MOST_RUNS:
         requests = [_range(hours, due, now)]
-    return SensorResult(run_requests=requests, cursor=json.dumps({"why": why, "taken_in": kept}))
+    requests += [_late(hour, late[hour], now) for hour in sorted(late)]
+    return SensorResult(run_requests=requests, cursor=_cursor(context.cursor, after, why))
+
+
+def _cursor(before: str | None, seen: _Seen, why: str | None) -> str:
+    """`why` first: the cursor is what on call sees."""
+    said = why if why is not None else (json.loads(before).get("why", "") if before else "")
+    return json.dumps({"why": said, **asdict(seen)})
+
+
+def _late(hour: datetime, digest: str, now: datetime) -> RunRequest:
+    # With the day in its key: a run that failed is asked for again by tomorrow's sweep.
+    return RunRequest(
+        run_key=f"late:{hour:%Y-%m-%dT%H}:{digest}:{now:%Y-%m-%d}",
+        partition_key=partition_of(hour),
+        tags=_tags(now, "files landed here after the hour was taken in"),
+    )
 
 
 def _tags(now: datetime, reason: str) -> dict[str, str]:
