@@ -46,7 +46,7 @@ def prepare(home: Path, wanted: dict[str, Any], end: datetime) -> dict[str, Any]
         meta: dict[str, Any] = json.loads(path.read_text())
         if meta["wanted"] == wanted and not meta["finished"]:
             return meta
-        for part in ("store", "dagster", "demo", "cache", "work", "logs", "spool"):
+        for part in ("store", "dagster", "demo", "cache", "work", "logs", "spool", "journal"):
             shutil.rmtree(home / part, ignore_errors=True)
     elif (home / "store").exists() and DirectoryStore(home / "store").list(""):
         raise Refused(

@@ -28,6 +28,7 @@ from redqueen.tables import HOUR, read_hours, write_part
 
 SENSOR_ORDER = (
     "label_arrival",
+    "daily_graph",
     "first_lap",
     "drift",
     "adaptation",
@@ -210,13 +211,10 @@ class Loop:
 
     def _first_detector(self) -> Any:
         if self._first is None:
-            from models.bundle import fetch
             from models.detector import Detector
 
             assert self.progress.first_model is not None
-            self._first = Detector.load(
-                fetch(self.store, self.progress.first_model, self.settings.home / "cache")
-            )
+            self._first = Detector.of_home(self.settings, self.store, self.progress.first_model)
         return self._first
 
 

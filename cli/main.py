@@ -17,6 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli import docs as docs_commands
+from cli import erase as erase_commands
+from cli import features as feature_commands
+from cli import labels as label_commands
+from cli import models as model_commands
+from cli import quarantine as quarantine_commands
 from redqueen import alerts, state
 from redqueen.clock import open_clock
 from redqueen.errors import InvalidInput, RedQueenError
@@ -85,6 +91,8 @@ def _open() -> tuple[Settings, ObjectStore]:
             f"{settings.home} cannot be a home ({error.strerror}): choose another with --home or RQ_HOME"
         ) from None
 
+
+app.add_typer(label_commands.app, name="labels")
 
 # -- running -------------------------------------------------------------------------------------------------
 
@@ -215,7 +223,6 @@ def score(
     message: Annotated[list[str], typer.Argument(help="Messages; '-' reads one a line from standard input.")],
 ) -> None:
     """Score messages with the live detector, by text alone, and show what would be done."""
-    from models.bundle import fetch
     from models.detector import Detector
     from redqueen.actions import ActionRules, choose
 
@@ -226,7 +233,7 @@ def score(
             "no model is live in this home yet: run `make demo`, or `make ui` with its sensors on"
         )
     texts = [line.rstrip("\n") for line in sys.stdin] if message == ["-"] else message
-    detector = Detector.load(fetch(store, live, settings.home / "cache"))
+    detector = Detector.of_home(settings, store, live)
     scores = detector.score(texts)
     actions = choose(scores, detector.thresholds, detector.policies, ActionRules.of(settings))
     table = Table("message", *detector.policies, "action")
@@ -409,6 +416,13 @@ def rollback(
     now = open_clock(settings, store).now()
     after = roll_back(store, now, getpass.getuser(), reason, pause_hours)
     out.print(escape(after.message))
+
+
+model_commands.mount(app, _open)
+quarantine_commands.mount(app, _open)
+erase_commands.mount(app, _open)
+feature_commands.mount(app)
+docs_commands.mount(app)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,14 @@ from models import bundle
 from models.baseline import Linear
 from models.bundle import Manifest
 from models.fusion import Fusion
+from models.signing import Trust, trust_of
 from models.tokens import Tokens, View, length_buckets, view
 from models.trees import Trees
 from redqueen.errors import BundleError, InvalidInput
+
+if TYPE_CHECKING:
+    from redqueen.settings import Settings
+    from redqueen.store import ObjectStore
 
 Floats = npt.NDArray[np.float32]
 
@@ -49,18 +54,32 @@ class Detector:
         self._parts = parts
 
     @classmethod
-    def load(cls, folder: Path | str) -> Detector:
+    def load(cls, folder: Path | str, trust: Trust | None = None) -> Detector:
         """Verify a bundle and load it from the verified bytes.
+
+        Args:
+            trust: whose signature it must carry. None is for a bundle that this process just made.
 
         Raises:
             BundleError: it does not verify, or its files do not fit each other.
         """
-        manifest, files = bundle.read(Path(folder))
+        manifest, files = bundle.read(Path(folder), trust)
         try:
             fusion = Fusion.from_dict(json.loads(files[bundle.FUSION]))
             return cls(manifest, fusion, _load_parts(manifest, files, fusion))
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleError(f"bundle {folder} verifies but does not load: {error}") from error
+
+    @classmethod
+    def of_home(cls, settings: Settings, store: ObjectStore, model_id: str) -> Detector:
+        """A published model, verified and loaded by way of the home's cache.
+
+        Raises:
+            NotFound: there is no such model.
+            BundleError: it does not verify, is not signed by whom this home trusts, or does not load.
+        """
+        trust = trust_of(settings)
+        return cls.load(bundle.fetch(store, model_id, settings.home / "cache", trust), trust)
 
     def score(self, texts: Sequence[str], features: npt.ArrayLike | None = None) -> Floats:
         """Calibrated probabilities, float32 [n, policies].

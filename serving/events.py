@@ -102,7 +102,8 @@ class ScoreEvent(BaseModel):
     ip_hash: Id | None = None
     device_hash: Id | None = None
     received_at: Instant | None = Field(
-        None, description="Ignored: when an event was received is for the service's own clock to say."
+        None,
+        description="When the platform's edge received it, as the events table will say; if not given, `ts`.",
     )
 
 

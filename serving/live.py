@@ -53,6 +53,7 @@ class ServedModel:
     """A verified detector, and where its feature columns lie among the service's.
 
     columns: positions of the model's features in a served feature row; None: the model reads text only.
+    width: columns of a served feature row.
     unfit: why the features it was trained with cannot be served here, so that it reads text only; else "".
     """
 
@@ -60,6 +61,7 @@ class ServedModel:
     policies: tuple[str, ...]
     thresholds: Floats
     columns: NDArray[np.intp] | None
+    width: int
     detector: ServedDetector = field(repr=False)
     unfit: str = ""
 
@@ -72,8 +74,11 @@ class ServedModel:
         """Probabilities [n, P] for n texts and their served feature rows [n, F], or None for text alone.
 
         Raises:
-            ScoringFailed: the detector raised, or did not answer n x P finite probabilities.
+            ScoringFailed: the rows are not n x F, the detector raised, or did not answer n x P finite
+                probabilities.
         """
+        if features is not None and features.shape != (len(texts), self.width):
+            raise ScoringFailed(f"its feature rows are {features.shape}, not {(len(texts), self.width)}")
         rows = None if features is None or self.columns is None else features[:, self.columns]
         try:
             p = np.asarray(self.detector.score(list(texts), rows), dtype=np.float64)
@@ -125,11 +130,9 @@ def bundle_loader(settings: Settings, store: ObjectStore) -> Loader:
 
     def load(model_id: str) -> ServedDetector:
         # Loading a model is what pulls in the heavy libraries; a service without one starts without them.
-        from models import bundle
         from models.detector import Detector
 
-        folder = bundle.fetch(store, model_id, settings.home / "cache")
-        detector: ServedDetector = Detector.load(folder)
+        detector: ServedDetector = Detector.of_home(settings, store, model_id)
         return detector
 
     return load
@@ -141,14 +144,17 @@ def serve_model(
     """Load a model, prove that it is the one asked for and that it scores.
 
     Raises:
-        BundleError: it is another model, or it fails its first score. Other errors come from `load`.
+        BundleError: it is another model, wants a feature twice, or fails its first score. Other errors come
+            from `load`.
     """
     detector = load(model_id)
     if detector.model_id != model_id:
         raise BundleError(f"what is stored as model '{model_id}' is model '{detector.model_id}': not loaded")
     policies = tuple(detector.policies)
     columns, unfit = _columns(detector, served_features, features_version)
-    model = ServedModel(model_id, policies, _thresholds(detector, policies), columns, detector, unfit)
+    model = ServedModel(
+        model_id, policies, _thresholds(detector, policies), columns, len(served_features), detector, unfit
+    )
     try:
         model.probabilities([KNOWN_GOOD, ""], np.zeros((2, len(served_features)), dtype=np.float32))
     except ScoringFailed as error:
@@ -162,6 +168,8 @@ def _columns(
     names = tuple(detector.feature_names)
     if not names:
         return None, ""
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BundleError(f"model '{detector.model_id}' wants feature '{twice[0]}' twice: not loaded")
     trained_with = getattr(getattr(detector, "manifest", None), "features_version", version)
     if trained_with != version:
         return None, f"it was trained with features version {trained_with}, this service computes {version}"

@@ -14,7 +14,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from traceback import format_tb
 from typing import Any
 
@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from redqueen import state as loop
 from redqueen.actions import ALLOW, ActionRules, choose
 from redqueen.clock import Clock, hour_of
-from redqueen.errors import BundleError, NotFound, RedQueenError
+from redqueen.errors import BundleError, NotFound, RedQueenError, ServiceUnavailable
 from redqueen.rollout import SHADOW, RolloutState, assign
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore
 from serving.fallback import Outcome, Scored, score_with
 from serving.live import Live, Loader, ServedModel, bundle_loader, decode_state, serve_model
-from serving.online import Event, OnlineFeatures, TextSignals, text_signals
+from serving.online import FILL_WAIT_SECONDS, Event, TextSignals, open_features, text_signals
 from serving.predictions import PredictionLog, Row
 
 logger = logging.getLogger(__name__)
@@ -105,9 +105,7 @@ class Scorer:
         self._store, self._clock = store, clock
         self._load = load or bundle_loader(settings, store)
         self._rules = ActionRules.of(settings)
-        self._online = OnlineFeatures(
-            has_actor=settings.behaviour, max_ahead=timedelta(hours=settings.serving_max_ahead_hours)
-        )
+        self._online = open_features(settings)
         self._live = Live(RolloutState.initial(), None)
         self._recent: OrderedDict[Key, _Known] = OrderedDict()
         self._turn, self._refreshing = threading.Lock(), threading.Lock()
@@ -121,16 +119,18 @@ class Scorer:
     # -- life ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Fill the behaviour windows from what was ingested, and load what is live. Never raises."""
+        """Fill the behaviour windows from what is known of the past, load what is live. Never raises."""
         with self._turn:
-            self._warm_start(self._now())
+            self._warm_start(self._now(), wait_s=FILL_WAIT_SECONDS)
         self.refresh()
 
-    def _warm_start(self, now: datetime) -> None:
+    def _warm_start(self, now: datetime, *, wait_s: float = 0.0) -> None:
         try:
-            self._online.warm_start(self._store, now)
+            self._online.warm_start(self._store, now, wait_s=wait_s)
             self._clear("warm start")
         except Exception as error:
+            if isinstance(error, ServiceUnavailable):
+                self._warmed = None  # Redis answers soon or fails soon: the next message may ask again
             self._note("warm start", f"recent events could not be replayed ({_kind(error)})")
 
     def close(self) -> None:
@@ -141,9 +141,10 @@ class Scorer:
         """Look up the rollout state and swap models if it changed; returns whether it did. Never raises.
 
         The models in place keep answering until the new ones are loaded and proven. What could not be loaded
-        is tried again, at growing intervals unless `force`.
+        is tried again, at growing intervals unless `force`. The day's graph is looked up as well.
         """
         with self._refreshing:
+            self._refresh_features(force=force)
             try:
                 state, etag = self._rollout_state()
             except Exception as error:
@@ -158,6 +159,21 @@ class Scorer:
             self._live = self._build(state, etag, seen)
             self._schedule_retry(changed=etag != seen.etag)
             return etag != seen.etag
+
+    def _refresh_features(self, *, force: bool) -> None:
+        now = self._now()
+        try:
+            self._online.refresh(self._store, now, force=force)
+            self._clear("features refresh")
+        except Exception as error:
+            self._note("features refresh", f"graph or windows could not be looked up ({_kind(error)})")
+        cold = self._online.cold_until(now)
+        if cold is None:
+            self._clear("windows")
+        else:
+            self._note(
+                "windows", f"they began without their past, and are whole from {cold:%Y-%m-%d %H:%M} on"
+            )
 
     def _schedule_retry(self, *, changed: bool) -> None:
         self._retry_after = RETRY_SECONDS[0] if changed else min(self._retry_after * 2, RETRY_SECONDS[1])
@@ -282,9 +298,14 @@ class Scorer:
         try:
             observed = self._online.observe([case.event for case in new], now)
         except Exception as error:
-            self._note("features", f"behaviour features failed ({_kind(error)}); text alone is scored")
+            why = str(error) if isinstance(error, ServiceUnavailable) else _kind(error)
+            self._note("features", f"behaviour features failed ({why}); text alone is scored")
             return
         self._clear("features")
+        if self._online.journal_trouble:
+            self._note("journal", self._online.journal_trouble)
+        else:
+            self._clear("journal")
         for case, row, ahead in zip(new, observed.rows, observed.ahead.tolist(), strict=True):
             case.known.features, case.known.ahead = row, ahead
         self._counts["ahead_of_clock"] += int(observed.ahead.sum())
@@ -306,6 +327,9 @@ class Scorer:
                 self._remember(key, fresh[key], row)
         if live.state.stage == SHADOW and (live.challenger is not None or live.challenger_refused):
             rows += self._shadow(live, list(fresh.values()), preparing)
+        # In the order in which they were observed: by it one sees why features were others than expected.
+        order = {event_id: place for place, (_, event_id) in enumerate(sorted(map(_arrival, fresh.values())))}
+        rows.sort(key=lambda row: order[row["event_id"]])
         self.log.append(rows, now)
         self._counts.update(f"arm_{row['arm']}" for row in rows)
         return answers
@@ -409,7 +433,8 @@ class Scorer:
             },
             "note": None if live.champion else "no model is live: every message is allowed",
             "counts": dict(sorted(counts.items())),
-            "events_in_windows": len(self._online),
+            "events_observed": len(self._online),
+            "graph_days": self._online.snapshot_days,
             "prediction_log": asdict(log),
             "degraded": bool(reasons),
             "degraded_reasons": reasons,
@@ -459,6 +484,10 @@ def _stacked(cases: Sequence[_Case]) -> NDArray[np.float32] | None:
 def _key(event: Event) -> Key:
     # An id used again for another message is another message, or a harmless one could vouch for the next.
     return event["event_id"], hash((event["actor_id"], event.get("text"), event["ts"], event["kind"]))
+
+
+def _arrival(case: _Case) -> tuple[datetime, str]:
+    return case.event.get("received_at") or case.event["ts"], case.event["event_id"]
 
 
 def _kind(error: BaseException) -> str:
