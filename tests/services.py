@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -101,3 +102,40 @@ class S3Server:
         # A test's data is not worth the 30 s that a graceful stop takes.
         self.process.kill()
         self.process.wait(20)
+
+
+@dataclass
+class RedisServer:
+    """A Redis of one's own, to be stopped and started at will; what it keeps on disk goes with it."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    folder: tempfile.TemporaryDirectory[str]
+
+    @classmethod
+    def start(cls, port: int | None = None) -> RedisServer:
+        program = shutil.which("redis-server")
+        if program is None:
+            absent("the program 'redis-server' is not installed")
+        at, folder = port or free_port(), tempfile.TemporaryDirectory(prefix="redis-")
+        options = {"port": str(at), "bind": "127.0.0.1", "save": "", "appendonly": "no", "dir": folder.name}
+        process = subprocess.Popen(
+            [str(program), *(word for name, value in options.items() for word in (f"--{name}", value))],
+            stdout=subprocess.DEVNULL,
+        )
+        server = cls(at, process, folder)
+        wait_for(server.answers, 20, "the Redis server's start")
+        return server
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def answers(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+        self.folder.cleanup()

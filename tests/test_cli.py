@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from cli import main as cli
 from redqueen import alerts, state
 from redqueen.adaptation import Alarm
 from redqueen.errors import Refused
+from redqueen.features import FEATURES, FEATURES_VERSION
 from redqueen.policy import LabelCounts, Limits, LoopState, Signals, decide
 from redqueen.rollout import RolloutState
 from redqueen.settings import load_settings
@@ -52,6 +54,8 @@ def store() -> ObjectStore:
 
 COMMANDS = (
     "demo", "import", "ui", "serve", "score", "status", "why", "doctor", "freeze", "unfreeze", "rollback",
+    "features",
+    "quarantine", "retention", "erase",
 )  # fmt: skip
 
 
@@ -182,3 +186,68 @@ def test_the_demo_touches_no_home_with_data_of_another(store: ObjectStore) -> No
     store.put("events/dt=2026-01-03/hr=14/x.jsonl", b"{}")
     with pytest.raises(Refused, match="stays untouched"):
         prepare(Path(load_settings().home), {"seed": 1}, NOW)
+
+
+def test_quarantine_counts_and_retries_without_showing_rows(run, store: ObjectStore) -> None:
+    assert "Nothing waits" in run("quarantine", "list")
+    rows = [{"label_id": "l1", "event_id": "e-secret", "value": "bad", "reason": "value: not one of [abuse]"}]
+    store.put(
+        "quarantine/labels/dt=2026-01-03/hr=14/a.jsonl", "\n".join(json.dumps(row) for row in rows).encode()
+    )
+    said = run("quarantine", "list", "--reason", "value")
+    assert said.code == 0
+    assert "value: not one of [abuse]" in said
+    assert "e-secret" not in said
+    said = run("quarantine", "retry", "--table", "labels", "--hour", "2026-01-03T14")
+    assert "1 rows tried, 0 pass now" in said
+    assert run("quarantine", "retry", "--table", "labels", "--hour", "noon").code == 1
+    assert "mend their source" in run("quarantine", "retry", "--table", "import")
+
+
+def test_retention_shows_before_it_deletes(run, store: ObjectStore) -> None:
+    old = "served/dt=2001-01-03/hr=14/part.parquet"
+    store.put(old, b"x")
+    said = run("retention")
+    assert said.code == 0
+    assert "Nothing was deleted" in said
+    assert store.exists(old)
+    assert "Deleted 1 objects" in run("retention", "--apply")
+    assert not store.exists(old)
+
+
+def test_retention_names_a_mistake_in_the_setting(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RQ_RETENTION_DAYS", "decisions=9")
+    for command in ("retention", "doctor"):
+        said = run(command)
+        assert said.code == 1
+        assert "'decisions' is always kept" in said
+
+
+def test_erase_asks_first_and_tells_what_it_rewrote(
+    run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "events/dt=2026-01-03/hr=14/a.jsonl"
+    store.put(key, b'{"event_id": "e1", "actor_id": "u-secret", "text": "hi"}\n')
+    assert run("erase").code == 1
+    assert run("erase", "--actor", "u-secret", "--event", "e1").code == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run("erase", "--actor", "u-secret").code == 1
+    assert b"u-secret" in store.get(key).data
+    said = run("erase", "--actor", "u-secret", "--yes")
+    assert said.code == 0
+    assert "events" in said
+    assert "u-secret" not in said
+    assert store.get(key).data == b"\n"
+    assert "Nothing of it is kept" in run("erase", "--actor", "u-secret", "--yes")
+
+
+def test_every_feature_is_listed_with_what_it_says_and_what_faking_it_costs(run) -> None:
+    said = run("features")
+    assert [feature.name for feature in FEATURES if feature.name not in said] == []
+    assert f"{len(FEATURES)} features of version {FEATURES_VERSION}" in said
+    rows = json.loads(run("features", "--json"))["features"]
+    assert [row["name"] for row in rows] == [feature.name for feature in FEATURES]
+    assert all(row["sentence"] and row["fake"] and row["reads"] for row in rows)
+    graph = json.loads(run("features", "--json", "--family", "graph"))["features"]
+    assert {row["family"] for row in graph} == {"graph"}
+    assert run("features", "--family", "weather").code == 2

@@ -23,19 +23,45 @@ NODES = [GRAPH.get(key) for key in sorted(GRAPH.get_all_asset_keys())]
 
 GROUPS = {
     "ingest": {"events", "labels"},
-    "labels": {"gold_labels", "review_requests"},
-    "features": {"features"},
+    "labels": {"gold_labels", "label_guard", "review_requests", "truth_state"},
+    "features": {"features", "campaigns", "graph_snapshot"},
     "training": {"training_set", "candidate_model", "evaluation"},
     "adversarial": {"attack_report"},
     "deployment": {"candidate_bundle", "rollout_step"},
-    "monitoring": {"served", "signals"},
+    "housekeeping": {"retention"},
+    "monitoring": {"audit_estimates", "served", "signals"},
 }
-HOURLY = {"events", "labels", "review_requests", "features", "served", "signals"}
+HOURLY = {
+    "events",
+    "labels",
+    "label_guard",
+    "review_requests",
+    "features",
+    "campaigns",
+    "served",
+    "signals",
+    "audit_estimates",
+}
+DAILY = {"graph_snapshot"}
+UNCUT = {"truth_state", "retention"}
 BLOCKING = {
     "events:events_expectations": True,
     "events:events_quality": False,
+    "features:features_parity": False,
     "labels:labels_expectations": True,
     "labels:labels_quality": False,
+    "label_guard:label_guard_expectations": True,
+    "label_guard:labels_not_poisoned": False,
+    "features:features_expectations": True,
+    "features:features_quality": False,
+    "review_requests:review_requests_expectations": True,
+    "gold_labels:gold_labels_expectations": True,
+    "training_set:training_set_expectations": True,
+    "training_set:training_set_quality": False,
+    "served:served_expectations": True,
+    "served:served_quality": False,
+    "audit_estimates:audit_slice_suffices": False,
+    "graph_snapshot:graph_as_of": False,
     "evaluation:evaluation_gate": True,
     "attack_report:adversarial_gate": True,
     "served:answers_sound": False,
@@ -43,7 +69,8 @@ BLOCKING = {
     "signals:no_alarm": False,
 }
 JOBS = {
-    "hour": {"events", "labels", "features", "review_requests", "served", "signals"},
+    "hour": HOURLY,
+    "graph": {"graph_snapshot"},
     "lap": {
         "gold_labels",
         "training_set",
@@ -53,9 +80,12 @@ JOBS = {
         "candidate_bundle",
     },
     "rollout": {"rollout_step"},
+    "truth": {"truth_state"},
+    "housekeeping": {"retention"},
 }
 SENSORS = {
     "label_arrival": ["hour"],
+    "daily_graph": ["graph"],
     "first_lap": ["lap"],
     "drift": ["lap"],
     "adaptation": ["lap"],
@@ -63,6 +93,7 @@ SENSORS = {
     "run_failed": [],
     "watch_the_watchers": [],
 }
+SCHEDULES = {"daily_retention": "housekeeping", "daily_truth": "truth", "weekly_truth_refit": "truth"}
 HEAVY = ("torch", "transformers", "sklearn", "evidently", "great_expectations", "xgboost", "matplotlib")
 
 
@@ -73,11 +104,16 @@ def test_the_assets_and_their_groups() -> None:
     assert found == GROUPS
 
 
-def test_data_is_cut_by_the_hour_and_candidates_by_the_decision() -> None:
+def test_data_is_cut_by_the_hour_the_graph_by_the_day_and_candidates_by_the_decision() -> None:
     for node in NODES:
         if node.key.to_user_string() in HOURLY:
             assert isinstance(node.partitions_def, dg.HourlyPartitionsDefinition)
             assert str(node.partitions_def.start) == "2026-01-01 00:00:00+00:00"
+        elif node.key.to_user_string() in DAILY:
+            assert isinstance(node.partitions_def, dg.DailyPartitionsDefinition)
+            assert str(node.partitions_def.start) == "2026-01-02 00:00:00+00:00"
+        elif node.key.to_user_string() in UNCUT:
+            assert node.partitions_def is None
         else:
             assert node.partitions_def == dg.DynamicPartitionsDefinition(name="candidates")
 
@@ -106,6 +142,13 @@ def test_the_sensors_what_they_start_and_that_they_are_on() -> None:
     assert all(s.description for s in sensors)
 
 
+def test_the_schedules_what_they_start_and_that_they_are_on() -> None:
+    schedules = REPOSITORY.schedule_defs
+    assert {s.name: s.job_name for s in schedules} == SCHEDULES
+    assert all(s.default_status == dg.DefaultScheduleStatus.RUNNING for s in schedules)
+    assert all(s.description for s in schedules)
+
+
 def test_the_location_is_named_alike_everywhere() -> None:
     (load,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
     assert load == {
@@ -127,13 +170,14 @@ def test_every_asset_tells_on_call_what_it_is(node) -> None:
         "adversarial",
         "deployment",
         "monitoring",
+        "housekeeping",
     }
     assert len(node.description) > 80, "a sentence of what it is, and one of what to do about it"
 
 
 def test_data_that_goes_stale_is_watched() -> None:
     specs = {spec.key.to_user_string(): spec for asset in defs.assets or () for spec in asset.specs}
-    assert {name for name, spec in specs.items() if spec.freshness_policy} == HOURLY
+    assert {name for name, spec in specs.items() if spec.freshness_policy} == HOURLY | DAILY
 
 
 def test_importing_the_definitions_loads_no_model_library() -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import redis
 
 from redqueen import state
 from redqueen.clock import StoreClock
@@ -14,7 +15,7 @@ from redqueen.policy import Hold
 from redqueen.rollout import RolloutState
 from redqueen.settings import Settings
 from redqueen.store import DirectoryStore, ObjectStore, open_store
-from tests.services import S3Server, free_port
+from tests.services import RedisServer, S3Server, free_port
 
 NOW = datetime.now(UTC)
 
@@ -83,3 +84,34 @@ def test_state_that_cannot_be_read_is_broken_and_the_rest_is_still_looked_at(set
     findings = found(settings)
     assert findings["rollout"].ok is False
     assert findings["holds"].ok is True
+
+
+def test_keys_that_are_named_and_not_there_are_broken_and_a_homes_own_come_with_the_first_training(
+    tmp_path: Path,
+) -> None:
+    assert found(Settings(home=tmp_path / "home"))["keys"].ok is None
+    absent = tmp_path / "nowhere.pem"
+    for setting in ({"signing_key": absent}, {"verify_key": absent}):
+        finding = found(Settings(home=tmp_path / "home", **setting))["keys"]
+        assert finding.ok is False
+        assert str(absent) in finding.message
+
+
+def test_a_redis_is_looked_at_where_one_is_set(tmp_path: Path) -> None:
+    def said(url: str | None) -> Finding:
+        return found(Settings(home=tmp_path, redis_url=url))["redis"]  # type: ignore[arg-type]
+
+    assert "is not used" in said(None).message
+    assert said("http://me:swordfish@somewhere").ok is False
+    assert "swordfish" not in said("http://me:swordfish@somewhere").message
+    assert "does not answer" in said(f"redis://:swordfish@127.0.0.1:{free_port()}/0").message
+    server = RedisServer.start()
+    try:
+        assert (said(server.url).ok, "appendonly" in said(server.url).message) == (None, True)
+        client = redis.Redis.from_url(server.url)
+        client.config_set("appendonly", "yes")
+        assert said(server.url).ok is True
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        assert (said(server.url).ok, "noeviction" in said(server.url).message) == (None, True)
+    finally:
+        server.stop()

@@ -119,6 +119,21 @@ def test_evidently_gives_the_same_figures_on_the_same_codes(
         assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_the_hourly_run_without_plots_gives_the_figures_of_the_page_with_plots(
+    reference: Reference, shift: float
+) -> None:
+    from assets import drift_report
+
+    window = traffic(1500, 5, shift)
+    with_plots, without = (
+        [float(m["value"]) for m in drift_report.run(reference, window, plots=plots).dict()["metrics"]]
+        for plots in (True, False)
+    )
+    assert without == with_plots
+    assert len(without) == len(COLUMNS)
+
+
 def test_sampling_noise_is_what_psi_averages_without_drift() -> None:
     rng, share = np.random.default_rng(0), np.full(10, 0.1)
     known = rng.multinomial(2000, share, 300) / 2000

@@ -20,6 +20,7 @@ import pytest
 
 from redqueen import state
 from redqueen.clock import StoreClock
+from redqueen.policy import Hold
 from redqueen.rollout import ORDER
 from redqueen.store import DirectoryStore
 from tests.services import answers, free_port, wait_for
@@ -289,8 +290,10 @@ def test_a_killed_feed_went_on_where_it_was(house: House) -> None:
 
 
 def test_a_training_by_hand_and_a_refused_deployment(house: House) -> None:
-    """One candidate, launched by hand on what was known after a few hours only: too little to go live."""
+    """One candidate, launched by hand on what was known after a few hours only, while promotion is frozen."""
     store, name = house.store, "by-hand"
+    until = StoreClock(store).now() + timedelta(days=9)
+    state.freeze(store, Hold("promotion", "on call", "trying something out", until))
     start = min(datetime.fromisoformat(f"{p[:10]}T{p[11:]}+00:00") for p in _hours(house))
     as_of = start + timedelta(hours=4)
     added = house.ask(
@@ -308,13 +311,19 @@ def test_a_training_by_hand_and_a_refused_deployment(house: House) -> None:
     assert model["metadata"]["model_id"] == record["model_id"]
     assert record["trigger"] == "manual"
 
-    assert record["status"] == "rejected", record
+    assert record["status"] in ("waiting", "rejected"), record
+    refusal = record["reason"]
+    if record["status"] == "waiting":
+        # It passed; then somebody touches what it was judged by.
+        key = f"evaluations/{record['model_id']}/attack.json"
+        store.put_json(key, store.get_json(key) | {"digest": "of another report"})
+        refusal = "is not the one that was judged"
     before = state.rollout_state(store)
     run_id = house.launch("rollout", name, {})
     assert house.finished(run_id) == "FAILURE"
     said = house.failures(run_id)
     assert "Refused" in said
-    assert json.dumps(record["reason"])[1:-1] in said.replace("\\\\", "\\")
+    assert json.dumps(refusal)[1:-1] in said.replace("\\\\", "\\")
     after = state.rollout_state(store)
     assert (after.champion, after.challenger) == (before.champion, before.challenger)
     assert StoreClock(store).is_simulated()

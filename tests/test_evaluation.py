@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from assets.training import features_for
 from redqueen.evaluation import MIN_RECALL, RECALL_SLACK, Report, gate, headline, judge
+from redqueen.features import FEATURES_VERSION
 
 POLICIES = ("spam", "scam")
 
@@ -97,3 +100,14 @@ def test_the_headline_is_plain_numbers_one_level_deep() -> None:
         "recall": {"spam": 0.5, "note": "x", "b": False},
     }
     assert headline(metrics) == {"auc": 0.98765, "recall_spam": 0.5}
+
+
+def test_a_champion_that_knows_other_features_is_judged_as_it_is_served_by_text_alone() -> None:
+    rows = pl.DataFrame({"f_a": [1.0, 2.0], "f_b": [3.0, 4.0]})
+
+    def detector(version: str, *names: str) -> SimpleNamespace:
+        return SimpleNamespace(feature_names=names, manifest=SimpleNamespace(features_version=version))
+
+    assert features_for(detector(FEATURES_VERSION, "b", "a"), rows).tolist() == [[3.0, 1.0], [4.0, 2.0]]
+    assert features_for(detector("of-old", "b", "gone"), rows) is None
+    assert features_for(detector(FEATURES_VERSION), rows) is None

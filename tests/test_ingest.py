@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,10 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redqueen import ingest, loose, quarantine
+from assets.environment import Environment
+from assets.ingest import _take_in
+from redqueen import arrivals, ingest, ledger, loose, quarantine, tombstones
+from redqueen.clock import StoreClock
 from redqueen.errors import InvalidInput
-from redqueen.store import DirectoryStore, to_parquet
-from redqueen.tables import hour_key
+from redqueen.store import DirectoryStore, S3Store, to_parquet
+from redqueen.tables import hour_key, read_hours, write_part
+from tests.services import S3Server
 
 HOUR = datetime(2026, 1, 3, 14, tzinfo=UTC)
 NOW = HOUR + timedelta(hours=1)
@@ -281,3 +286,229 @@ def test_quarantine_keeps_each_refused_row_once(store: DirectoryStore) -> None:
     assert quarantine.refuse(store, "events", HOUR, refused.clear()) is None
     quarantine.refuse_files(store, "events", HOUR, [("events/x.parquet", "torn")])
     assert quarantine.counts(store, "events", HOUR)["torn"] == 1
+
+
+# -- across hours --------------------------------------------------------------------------------------------
+
+
+def take(store: Any, table: str, hour: datetime, *rows: dict[str, Any]) -> ingest.Conformed:
+    """Take rows in as landed in `hour`, and write what passes."""
+    outcome = ingest.take_in(store, frame(*rows), table, hour, hour + timedelta(hours=1))
+    write_part(store, f"ingested/{table}", hour, outcome.clean)
+    return outcome
+
+
+def kept(store: DirectoryStore, table: str = "events") -> pl.DataFrame:
+    return read_hours(store, f"ingested/{table}", HOUR - timedelta(days=2), HOUR + timedelta(days=25))
+
+
+def later(hours: int) -> datetime:
+    return HOUR + timedelta(hours=hours)
+
+
+@pytest.mark.parametrize("hours", [1, 30, 24 * 20])
+def test_a_row_sent_again_in_another_hour_changes_nothing(store: DirectoryStore, hours: int) -> None:
+    first = take(store, "events", HOUR, event(1), event(2))
+    again = take(store, "events", later(hours), event(1, received_at=later(hours)), event(3, ts=later(hours),
+                 received_at=later(hours)))  # fmt: skip
+    assert (first.clean.height, first.known) == (2, 0)
+    assert (again.clean["event_id"].to_list(), again.duplicates, again.known) == (["e3"], 1, 1)
+    assert again.refused.is_empty()
+    assert sorted(kept(store)["event_id"]) == ["e1", "e2", "e3"]
+
+
+def test_the_same_id_with_other_content_is_refused_in_another_hour(store: DirectoryStore) -> None:
+    take(store, "labels", HOUR, label(1))
+    for other in (label(1, value="benign"), label(1, labeled_at=HOUR - timedelta(days=3))):
+        outcome = take(store, "labels", later(2), {**other, "received_at": later(2)})
+        assert reasons(outcome) == ["label_id: taken in before with other content"]
+        assert outcome.clean.is_empty()
+    assert kept(store, "labels")["value"].to_list() == ["abuse"]
+
+
+def test_a_late_file_in_an_hour_taken_in_long_ago_is_taken_in(store: DirectoryStore) -> None:
+    take(store, "events", HOUR, event(1))
+    take(store, "events", later(1), event(2, received_at=later(1)))
+    outcome = take(store, "events", HOUR, event(1), event(2), event(3))
+    assert sorted(outcome.clean["event_id"]) == ["e1", "e3"]
+    assert outcome.known == 1
+    assert sorted(kept(store)["event_id"]) == ["e1", "e2", "e3"]
+
+
+def test_a_copy_that_claims_to_have_come_earlier_does_not_change_when_we_knew(store: DirectoryStore) -> None:
+    known = event(1, received_at=HOUR + timedelta(minutes=50))
+    take(store, "events", HOUR, known)
+    outcome = take(store, "events", HOUR, event(1, received_at=HOUR + timedelta(minutes=2)), known)
+    assert outcome.clean["received_at"].to_list() == [known["received_at"]]
+    assert outcome.duplicates == 1
+
+
+def test_a_mended_file_replaces_what_its_own_hour_took_in(store: DirectoryStore) -> None:
+    take(store, "events", HOUR, event(1), event(2))
+    outcome = take(store, "events", HOUR, event(1, text="mended"))
+    assert outcome.clean["text"].to_list() == ["mended"]
+    # What is no longer in the file is free again.
+    assert take(store, "events", later(1), event(2, received_at=later(1))).clean.height == 1
+
+
+def test_killed_between_index_and_data_the_hour_runs_again_to_the_same_bytes(store: DirectoryStore) -> None:
+    rows = [event(n) for n in range(30)]
+    ingest.take_in(store, frame(*rows), "events", HOUR, NOW)  # claimed, and then the power went
+    assert take(store, "events", later(1), event(5, received_at=later(1))).known == 1
+    take(store, "events", HOUR, *rows)
+    key = f"{hour_key('ingested/events', HOUR)}part.parquet"
+    before = store.get(key).data
+    manifest = store.get("index/events/manifest.json").etag
+    take(store, "events", HOUR, *rows)
+    assert store.get(key).data == before
+    assert store.get("index/events/manifest.json").etag == manifest
+    assert kept(store).height == 30
+
+
+def test_two_hours_that_race_for_the_same_ids_do_not_both_keep_them(store: DirectoryStore) -> None:
+    n, failures = 4, []
+    start = threading.Barrier(n)
+
+    def run(i: int) -> None:
+        rows = [event(k, received_at=later(i)) for k in range(40)]
+        start.wait()
+        try:
+            take(store, "events", later(i), *rows)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert sorted(kept(store)["event_id"]) == sorted(f"e{k}" for k in range(40))
+    left = set(store.list("index/events/"))
+    assert len(left) == 2, "a manifest and one segment; losers leave nothing"
+
+
+class Counting(DirectoryStore):
+    """Counts what is read and listed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.listed: list[str] = []
+
+    def list(self, prefix: str) -> list[str]:
+        self.listed.append(prefix)
+        return super().list(prefix)
+
+
+def test_days_that_are_over_become_one_segment_and_nothing_is_listed(tmp_path: Path) -> None:
+    store = Counting(tmp_path)
+    take(store, "events", HOUR, event(0))
+    store.listed.clear()
+    for i in range(1, 60):
+        take(store, "events", later(i), event(i * 100, ts=later(i), received_at=later(i)))
+    assert store.listed == []
+    segments, _ = ledger._manifest(store, "events")
+    assert len(segments) <= 24 + 3
+    assert ledger.entries(store, "events").height == 60
+    assert len(DirectoryStore(tmp_path).list("index/events/")) == len(segments) + 1
+
+
+def test_an_index_that_is_lost_is_made_again_from_what_was_taken_in(store: DirectoryStore) -> None:
+    for i in range(3):
+        take(store, "events", later(i), event(i, received_at=later(i)))
+    before = ledger.entries(store, "events")
+    for key in store.list("index/"):
+        store.delete(key)
+    ledger._cache.clear()
+    assert take(store, "events", later(9), event(1, received_at=later(9))).known == 1
+    assert ledger.entries(store, "events").equals(before)
+
+
+def test_what_a_row_says_is_hashed_alike_whatever_nulls_and_columns_come_with_it() -> None:
+    rows = ingest.conform(frame(event(1), event(2)), "events", HOUR, NOW).clean
+    more = rows.with_columns(pl.lit(None, pl.String).alias("added_later"))
+    assert (ledger.hash_contents(rows) == ledger.hash_contents(more)).all()
+    # Written to disk, so pinned: another value here is another index.
+    assert int(ledger.hash_ids(["e1"])[0]) == 292540415853092123
+
+
+sent = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), min_size=1, max_size=25)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=sent, order=st.permutations(range(6)), again=st.lists(st.integers(0, 5), max_size=4))
+def test_however_files_overlap_and_hours_are_taken_in_every_id_is_there_once(
+    files: list[tuple[int, int]], order: list[int], again: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = DirectoryStore(tmp_path_factory.mktemp("law"))
+    landed: dict[int, list[dict[str, Any]]] = {}
+    for hour, n in files:
+        landed.setdefault(hour, []).append(event(n, received_at=later(hour)))
+    for hour in [*order, *again]:
+        rows = landed.get(hour, [])
+        outcome = take(store, "events", later(hour), *rows) if rows else None
+        if outcome is not None:
+            assert outcome.refused.is_empty()
+            assert outcome.clean.height + outcome.duplicates == len(rows)
+    assert sorted(kept(store)["event_id"]) == sorted({f"e{n}" for _, n in files})
+
+
+def test_the_index_works_on_s3(s3_server: S3Server) -> None:
+    store = S3Store(s3_server.new_bucket(), "p", s3_server.url)
+    take(store, "events", HOUR, event(1))
+    assert take(store, "events", later(25), event(1, received_at=later(25))).known == 1
+    ledger._cache.clear()
+    assert take(store, "events", later(26), event(2, received_at=later(26))).clean.height == 1
+
+
+# -- the asset's part ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> Environment:
+    found = Environment(home=str(tmp_path / "home"))
+    StoreClock(found.store).set(later(9))
+    return found
+
+
+def test_the_counts_tell_what_was_known_from_other_hours(env: Environment) -> None:
+    for hour in (HOUR, later(1)):
+        data = as_json(event(1, received_at=hour)).encode()
+        env.store.put(f"{hour_key('events', hour)}a.jsonl", data)
+    rows, counts = _take_in(env, "events", [HOUR, later(1)])
+    assert rows["event_id"].to_list() == ["e1"]
+    assert (counts["duplicates"], counts["known_from_other_hours"]) == (1, 1)
+    # A file that comes after its hour was taken in is missed, until the hour is taken in again.
+    day = HOUR.replace(hour=0)
+    assert arrivals.missed(env.store, day) == {}
+    env.store.put(f"{hour_key('events', HOUR)}late.jsonl", as_json(event(7)).encode())
+    assert list(arrivals.missed(env.store, day)) == [HOUR]
+    _take_in(env, "events", [HOUR])
+    assert arrivals.missed(env.store, day) == {}
+
+
+def test_a_policy_that_is_not_configured_is_refused(env: Environment) -> None:
+    env.store.put(f"{hour_key('labels', HOUR)}a.jsonl", as_json(label(1, policy="gambling")).encode())
+    rows, counts = _take_in(env, "labels", [HOUR])
+    assert (rows.height, counts["refused"]) == (0, 1)
+
+
+def test_what_was_erased_is_refused_and_nothing_of_it_is_kept(env: Environment) -> None:
+    tombstones.add(env.store, "r1", "actor", ["a1"])
+    tombstones.add(env.store, "r1", "event", ["e1"])
+    key = f"{hour_key('events', HOUR)}a.jsonl"
+    mine, others = event(1, text="my secret"), event(2, recipient_id="a1", kind="dm", text="to a friend")
+    env.store.put(key, f"{as_json(mine)}\n{as_json(others)}".encode())
+    env.store.put(f"{hour_key('labels', HOUR)}a.jsonl", as_json(label(1)).encode())
+    rows, _ = _take_in(env, "events", [HOUR])
+    labels, _ = _take_in(env, "labels", [HOUR])
+    assert rows["event_id"].to_list() == ["e2"]
+    assert rows["recipient_id"][0].startswith("erased-")
+    assert labels.is_empty()
+    for table in ("events", "labels"):
+        assert quarantine.counts(env.store, table) == {"erased on request": 1}
+    everything = b"".join(env.store.get(k).data for k in env.store.list("") if not k.endswith(".parquet"))
+    assert b"my secret" not in everything
+    assert b'"a1"' not in everything
+    assert b'"e1"' not in everything
+    assert b"to a friend" in everything

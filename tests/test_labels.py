@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from redqueen import labels as gold_labels
 from redqueen.labels import gold
-from redqueen.review import audited_rates, is_audited, review_requests
 from redqueen.schema import LABEL_SOURCES
 
 T0 = datetime(2026, 1, 3, 14, tzinfo=UTC)
@@ -207,75 +206,89 @@ def test_30000_labels_take_no_time() -> None:
     assert time.perf_counter() - start < 1.5  # some 0.1 s on a quiet core
 
 
-# Reviews: which events a person sees, and what that lets us estimate.
+# What the guard holds, how late labels come, who disagrees.
 
 
-def events(n: int, kind: str = "message") -> pl.DataFrame:
-    return pl.DataFrame({"event_id": [f"e{i}" for i in range(n)], "kind": [kind] * n})
+def weights(**held: float) -> pl.DataFrame:
+    return pl.DataFrame({"label_id": list(held), "weight": list(held.values())}, schema_overrides=WEIGHTS)
 
 
-def predictions(n: int) -> pl.DataFrame:
-    ratio = [1.5 if i % 10 == 0 else 0.7 if i % 10 == 1 else 0.1 for i in range(n)]
-    policy = ["harassment" if i % 50 == 0 else "spam" for i in range(n)]
-    return pl.DataFrame(
-        {
-            "event_id": [f"e{i}" for i in range(n)],
-            "action": ["limit" if r >= 1 else "allow" for r in ratio],
-            "threshold_ratio": pl.Series(ratio, dtype=pl.Float32),
-            "scores": [[{"key": p, "value": 0.9}, {"key": "scam", "value": 0.1}] for p in policy],
-        }
+WEIGHTS: dict[str, Any] = {"label_id": pl.String, "weight": pl.Float64}
+
+
+def test_a_held_label_is_no_vote_and_a_discounted_one_less_of_one() -> None:
+    rows = table(vote(1, source="report"), vote(2, "e2", source="report"), vote(3, "e2", source="report"))
+    told = gold(rows, LATER, POLICIES, weights=weights(l1=0.0, l2=0.0, l3=0.5))
+    assert told.select("event_id", "n_votes").rows() == [("e2", 1)]
+    assert 0.5 < p_abuse(told, "e2") < 0.75
+    assert gold(rows, LATER, POLICIES, weights=weights()).equals(gold(rows, LATER, POLICIES))
+
+
+def test_where_the_last_word_is_held_the_word_before_it_stands() -> None:
+    rows = table(vote(1, rater_id="same"), vote(2, rater_id="same", policy="spam", value="benign"))
+    assert p_abuse(gold(rows, LATER, POLICIES, weights=weights(l2=0.0))) == pytest.approx(0.98)
+
+
+def test_disagreement_is_the_weight_of_those_who_lost() -> None:
+    reports = [vote(n, source="report") for n in range(9)]
+    told = gold(table(*reports, vote(99, value="benign"), vote(98, "e2")), LATER, ("spam",))
+    assert told["disagreement"].to_list() == [pytest.approx(0.9), 0.0]
+
+
+def test_maturity_is_by_policy_where_one_is_given() -> None:
+    rows = table(vote(1, source="report"), vote(2, source="report", policy="scam"))
+    told = gold(rows, T0 + timedelta(hours=9), POLICIES, maturity_hours={"spam": 4.0, "scam": 12.0})
+    assert dict(told.select("policy", "mature").rows()) == {"spam": True, "scam": False}
+
+
+def test_raters_of_one_source_are_told_apart_by_policy() -> None:
+    rng = np.random.default_rng(6)
+    rows: list[dict[str, Any]] = []
+    for n in range(400):
+        truth = bool(rng.random() < 0.5)
+        for rater, right in (("good", 0.97), ("sloppy", 0.6)):
+            said = truth if rng.random() < right else not truth
+            value = "abuse" if said else "benign"
+            rows.append(vote(len(rows), f"e{n}", value, "vendor", rater_id=rater, policy="spam"))
+        value = "abuse" if truth else "benign"
+        rows.append(vote(len(rows), f"e{n}", value, "moderator", policy="spam"))
+    for rater in ("good", "sloppy", "newcomer"):
+        rows.append(vote(len(rows), f"by {rater}", source="vendor", rater_id=rater))
+        rows.append(vote(len(rows), f"scam by {rater}", source="vendor", rater_id=rater, policy="scam"))
+    told = gold(table(*rows), LATER, POLICIES)
+    good, sloppy, newcomer = (p_abuse(told, f"by {rater}") for rater in ("good", "sloppy", "newcomer"))
+    assert good > 0.9
+    assert sloppy < 0.7
+    assert sloppy < newcomer < good
+    for rater in ("good", "sloppy"):
+        assert p_abuse(told, f"scam by {rater}", "scam") == pytest.approx(0.9)
+
+
+def test_delays_are_told_by_policy() -> None:
+    rows = table(
+        *(vote(n, f"e{n}", labeled_at=T0, received_at=T0 + timedelta(hours=n)) for n in range(1, 11)),
+        vote(11, "e1", "benign", labeled_at=T0, received_at=T0 + timedelta(hours=2)),
     )
+    events = pl.DataFrame({"event_id": ["e1"], "ts": [T0 - timedelta(hours=3)]})
+    told = {row["policy"]: row for row in gold_labels.delays(rows, events, POLICIES).iter_rows(named=True)}
+    assert told["scam"]["labels"] == 1
+    assert (told["spam"]["labels"], told["spam"]["arrival_median"]) == (11, 5.0)
+    assert told["spam"]["arrival_p90"] == 9.0
+    assert (told["spam"]["judged_median"], told["scam"]["judged_p90"]) == (3.0, 3.0)
+    assert gold_labels.delays(table(), None, POLICIES).is_empty()
 
 
-def test_the_audit_slice_is_the_same_for_everyone_and_blind_to_the_score() -> None:
-    chosen = review_requests(events(4000), None, salt="s", audit_rate=0.1, budget=0, severe=())
-    assert 320 < chosen.height < 480
-    assert all(is_audited(e, "s", 0.1) for e in chosen["event_id"])
-    scored = review_requests(events(4000), predictions(4000), salt="s", audit_rate=0.1, budget=0, severe=())
-    assert scored.equals(chosen)
-    assert chosen["propensity"].unique().to_list() == [0.1]
-    other = review_requests(events(4000), None, salt="t", audit_rate=0.1, budget=0, severe=())
-    assert set(other["event_id"]) != set(chosen["event_id"])
-    assert [is_audited("e1", "s", rate) for rate in (0.0, 1.0)] == [False, True]
-
-
-def test_joins_are_not_audited() -> None:
-    assert (
-        review_requests(events(500, "join"), None, salt="s", audit_rate=0.5, budget=9, severe=()).height == 0
-    )
-
-
-def test_the_rest_of_the_budget_goes_to_severe_then_uncertain_and_acted_on() -> None:
-    n = 2000
-    asked = review_requests(
-        events(n), predictions(n), salt="s", audit_rate=0.05, budget=200, severe=("harassment",)
-    )
-    extra = asked.filter(pl.col("reason") != "audit")
-    assert asked.height == 200
-    assert asked["event_id"].is_unique().all()
-    severe = {f"e{i}" for i in range(0, n, 50)}
-    assert severe <= set(asked["event_id"])
-    assert set(extra["reason"]) == {"acted_on", "uncertain"}
-    assert extra["propensity"].is_between(0, 1, closed="right").all()
-
-
-def test_rates_are_estimated_without_the_detectors_own_bias() -> None:
-    n = 6000
-    scored = predictions(n)
-    audited = [f"e{i}" for i in range(n) if is_audited(f"e{i}", "s", 0.3)]
-
-    # In truth half of what scored 0.7 is abuse that was missed, and a fifth of what was acted on is benign.
-    def abusive(event: str) -> bool:
-        i = int(event[1:])
-        return (i % 10 == 0 and i % 50 != 0) or (i % 20 == 1)
-
-    judged = [vote(0, e, "abuse" if abusive(e) else "benign", "audit", label_id=e) for e in audited]
-    # Other sources see only what was acted on, and must not enter.
-    biased = [vote(0, f"e{i}", "abuse", "report", label_id=f"x{i}") for i in range(0, n, 10)]
-    rates = audited_rates(scored, table(*judged, *biased))
-    assert rates.recall == pytest.approx(480 / 780, abs=0.05)
-    assert rates.fpr == pytest.approx(120 / 5220, abs=0.01)
-    assert (rates.recall_low or 1) < 480 / 780 < (rates.recall_high or 0)
-    assert rates.n_abuse + rates.n_benign == len(audited)
-    nothing = audited_rates(scored, table())
-    assert (nothing.recall, nothing.n_abuse) == (None, 0)
+def test_a_source_that_errs_is_shown_with_its_error_and_an_interval() -> None:
+    rows: list[dict[str, Any]] = []
+    for n in range(600):
+        truth = n % 2 == 0
+        for source, said in (("moderator", truth), ("vendor", truth != (n % 5 == 0))):
+            rows.append(vote(len(rows), f"e{n}", "abuse" if said else "benign", source, policy="spam"))
+    heard = gold_labels.spread(gold_labels.known(table(*rows), LATER), ("spam",), gold_labels.Fusion())
+    judged = gold_labels.judge(gold_labels.elect(heard), gold_labels.Fusion())
+    told = gold_labels.source_errors(gold_labels.Learnt.of(judged)).row(0, named=True)
+    assert (told["policy"], told["source"], told["votes"]) == ("spam", "vendor", 600.0)
+    assert told["low"] < 0.2 < told["high"]
+    assert told["high"] - told["low"] < 0.08
+    assert told["error"] == pytest.approx(0.2, abs=0.04)
+    assert told["worth_abuse"] == pytest.approx(0.8, abs=0.05)

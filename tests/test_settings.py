@@ -38,6 +38,12 @@ def test_lists_are_comma_separated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.severe == frozenset()
 
 
+def test_maturity_is_the_policys_own_or_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RQ_MATURITY_BY_POLICY", "scam=24, harassment=8.5,")
+    found = load_settings(tmp_path)
+    assert found.maturity == {"spam": found.maturity_hours, "scam": 24.0, "harassment": 8.5}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -45,6 +51,9 @@ def test_lists_are_comma_separated(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("RQ_POLICIES", " ,", "RQ_POLICIES is empty"),
         ("RQ_SEVERE_POLICIES", "hate", "not among RQ_POLICIES"),
         ("RQ_CLOCK", "sundial", "clock"),
+        ("RQ_MATURITY_BY_POLICY", "hate=8", "not among RQ_POLICIES"),
+        ("RQ_MATURITY_BY_POLICY", "spam=0", "above 0"),
+        ("RQ_MATURITY_BY_POLICY", "spam", "maturity_by_policy"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(

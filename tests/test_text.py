@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 import unicodedata
 
@@ -9,7 +10,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from redqueen.text import canonicalise, domains, hamming, obfuscation, read, simhash
+from redqueen.attacks.families import FAMILIES
+from redqueen.text import canonicalise, domains, hamming, obfuscation, read, read_many, simhash
+from redqueen.text.batch import FEW, LONG
+from tests.languages import SENTENCES
 
 _TRICKY = "aаeеfFlI013@$!|.-_* \n（.)[]dot%2fhxtps:/cомß"
 _TRICKY += "\u200b\u200d\u202e\u0301\u0336\ufe0f\u20e3\U0001d41f\U000e0041"
@@ -23,37 +27,20 @@ _pieces = st.lists(
     max_size=12,
 ).map("".join)  # fmt: skip
 
-CLEAN = {
-    "English": "Hey, are you coming to the match at 7pm? Channel 4, row b2b... (mp3 of it, U.S.A. only!)",
-    "caps": "WOW THAT WAS GREAT!!!",
-    "emoji": "I ❤️ this 👨‍👩‍👧 so much 😂😂😂 1️⃣ 🇫🇷 👍🏽 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
-    "French": "Où est la bibliothèque ? C'est déjà l'été, garçon — voilà « ça »",
-    "German": "Größe, Straße, Äpfel und Öl für fünf Übungen",
-    "Turkish": "Işık ılık süt iç, çocuğun adı İbrahim",
-    "Vietnamese": "Tiếng Việt được viết bằng chữ Quốc ngữ",
-    "Polish": "Zażółć gęślą jaźń",
-    "Russian": "Привет, как дела? Съешь ещё этих мягких французских булок, да выпей чаю. USBшка и СССР",
-    "Ukrainian": "Її об'єднання — це ґанок і їжак",
-    "Greek": "Γεια σου Κόσμε, τι κάνεις; Ωραία μέρα",
-    "Hebrew": "שלום עולם, מה שלומך היום?",
-    "Arabic": "مرحبا بالعالم كيف حالك اليوم",
-    "Persian": "سلام، می‌خواهم به خانه‌ی شما بیایم",
-    "Hindi": "नमस्ते दुनिया, आप कैसे हैं? क्षत्रिय",
-    "Thai": "สวัสดีชาวโลก เป็นอย่างไรบ้าง",
-    "Japanese": "こんにちは世界！ＡＢＣのＴシャツを３枚ください。「はい」",
-    "Chinese": "你好，世界！我们明天见。",
-    "Korean": "안녕하세요 세계! 오늘 어때요?",
-    "Armenian": "Բարեւ աշխարհ, ինչպես ես",
-    "Georgian": "გამარჯობა მსოფლიო",
-}
+_mixed = st.one_of(st.text(max_size=40), _tricky, _pieces)
 
 
-@pytest.mark.parametrize("language", CLEAN)
+@pytest.mark.parametrize("language", SENTENCES)
 def test_clean_text_of_any_language_is_left_as_it_is_but_for_case(language: str) -> None:
-    text = CLEAN[language]
-    letters = [c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalpha()]
-    assert [c for c in canonicalise(text) if c.isalpha()] == [c for c in letters if c != "\u0307"]
-    assert obfuscation(text) == 0
+    for text in SENTENCES[language]:
+        letters = [c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum()]
+        assert [c for c in canonicalise(text) if c.isalnum()] == letters
+        assert obfuscation(text) == 0
+
+
+def test_emoji_keep_their_meaning() -> None:
+    assert canonicalise("👍🏽 🇯🇵🇰🇷 ok") == "👍🏽 🇯🇵🇰🇷 ok"
+    assert canonicalise("👩🏽‍💻") == "👩🏽💻"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +58,20 @@ def test_clean_text_of_any_language_is_left_as_it_is_but_for_case(language: str)
         "fr\u202eee ni\U000e0041tro",
         "FREEEEE NITRO".replace("EEEEE", "EE"),
         "".join(c + "\u0336\u0353\u033f" if c != " " else c for c in "free nitro"),
+        "".join(c + "\u0316\u0301\u0302\u0303\u0317\u0318" if c != " " else c for c in "free nitro"),
+        "\u202eeerf\u202c \u202eortin\u202c",
+        "\u202eortin eerf",
+        "🇫 🇷 🇪 🇪 nitro",
+        "🅵🆁🅴🅴 🅝🅘🅣🅡🅞",
+        "ⒻⓇⒺⒺ ⒩⒤⒯⒭⒪",
+        "ƒяєє nιтяσ",
+        "f\ufffcree ni\U000e0100tro",
+        "fr\u3164ee ni\ufe0ftro",
+        "f--r--e--e  n  i  t  r  o",
+        "f.r-e_e n*i~t*r~o",
+        "f\r\nr\r\ne\r\ne nitro",
+        "fr€e ₦itro",
+        "f~ree n*itro",
     ],
 )
 def test_obscured_words_are_read_as_a_person_reads_them(obscured: str) -> None:
@@ -97,6 +98,24 @@ def test_obfuscation_grows_with_what_was_changed() -> None:
         ("http://%65vil.com/", "evil.com"),
         ("go to discоrd.gift/free", "discord.gift"),
         ("evil。com is up", "evil.com"),
+        ("evil｡com", "evil.com"),
+        ("ｅｖｉｌ．ｃｏｍ", "evil.com"),
+        ("evil\u2024com", "evil.com"),
+        ("evil d0t com", "evil.com"),
+        ("evil-dot-com", "evil.com"),
+        ("evil <dot> com", "evil.com"),
+        ("evil dot com slash free", "evil.com"),
+        ("evil[.]com[/]claim", "evil.com"),
+        ("https[:]//evil.com", "evil.com"),
+        ("h t t p : / / evil.com", "evil.com"),
+        ("https:\\\\evil.com", "evil.com"),
+        ("https://discord.com\\@evil.ru/x", "evil.ru"),
+        ("http://3232235777/login", "192.168.1.1"),
+        ("http://0x7f.1/", "127.0.0.1"),
+        ("http://0300.0250.0.1/", "192.168.0.1"),
+        ("https://xn--80ak6aa92e.com/", "apple.com"),
+        ("xn--mnchen-3ya.de", "münchen.de"),
+        ("http://%2565vil.com", "evil.com"),
     ],
 )
 def test_cloaked_links_lead_to_the_host_that_would_be_visited(cloaked: str, host: str) -> None:
@@ -111,6 +130,18 @@ def test_ordinary_sentences_name_no_domain() -> None:
 def test_whole_words_of_another_script_are_not_made_latin() -> None:
     assert canonicalise("сор и рак") == "сор и рак"
     assert canonicalise("pаypаl") == "paypal"
+    assert canonicalise("the α value and a 5 µm gap") == "the α value and a 5 μm gap"
+
+
+def test_a_word_of_look_alikes_alone_is_latin_only_in_a_latin_message() -> None:
+    assert canonicalise("login to your рауреа account") == "login to your paypea account"
+    assert canonicalise("рауреа") == "рауреа"
+    assert canonicalise("login рауреа ждёт") == "login рауреа ждёт"
+
+
+def test_a_capital_i_that_stands_for_an_l_is_one() -> None:
+    assert canonicalise("paypaI heIIo giftS for AII") == "paypal hello gifts for aii"
+    assert canonicalise("I am In IT, XII WiFi macOS Ian") == "i am in it, xii wifi macos ian"
 
 
 def test_terms_that_look_like_leet_are_kept() -> None:
@@ -120,9 +151,12 @@ def test_terms_that_look_like_leet_are_kept() -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.one_of(st.text(max_size=60), _tricky, _pieces))
+@given(_mixed)
 @example("\ud800hxxp://\udfff")
 @example("http://[.]http://h t t p")
+@example("🇪🇫 \n🇷 ")
+@example("сор ı    x x    a.b")
+@example("xn--\u0430")
 def test_canonical_form_is_idempotent_and_never_raises(text: str) -> None:
     once = read(text)
     assert canonicalise(once.canonical) == once.canonical
@@ -132,9 +166,27 @@ def test_canonical_form_is_idempotent_and_never_raises(text: str) -> None:
     assert -(2**63) <= simhash(once.canonical) < 2**63
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(_mixed, min_size=1, max_size=2 * FEW))
+@example(["\x00"])
+def test_many_messages_are_read_as_each_alone(texts: list[str]) -> None:
+    # Below a number of texts the batch takes the single way: more of them, so that it does not.
+    assert read_many(texts * FEW) == [read(text) for text in texts] * FEW
+
+
+def test_attacked_and_clean_messages_of_any_language_are_read_alike_in_a_batch() -> None:
+    rng = random.Random(5)
+    clean = [text for group in SENTENCES.values() for text in group] + ["", " ", "a" * LONG, "\0", "x\0y"]
+    texts = clean + [family.mutate(text, 1.0, rng) for family in FAMILIES for text in clean * 3]
+    assert read_many(texts) == [read(text) for text in texts]
+    assert read_many([]) == []
+
+
 @pytest.mark.parametrize(
-    "unit", ["a.", "f r e e ", "%25", "e\u0316\u0301", "w1n", "http://", "[a](http://b) ", "е", "@a|"]
-)
+    "unit",
+    ["a.", "f r e e ", "%25", "e\u0316\u0301", "w1n", "http://", "[a](http://b) ", "е", "@a|", "\u200b", "I",
+     "\u202ea", "xn--a", "http://1", "a-", "é", "ي\u200d", "рау ", "\\", " dot ", "🇪 ", "a b ", "...", "мa "],
+)  # fmt: skip
 def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
     def seconds(size: int) -> float:
         text = (unit * size)[:size]
@@ -145,6 +197,16 @@ def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
 
     seconds(1_000)
     assert min(seconds(80_000) for _ in range(2)) < 40 * max(0.002, min(seconds(10_000) for _ in range(3)))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.one_of(st.text(_TRICKY, min_size=1, max_size=6), _pieces.filter(bool)))
+def test_a_megabyte_of_anything_repeated_is_read_in_seconds(unit: str) -> None:
+    text = unit * (1_000_000 // len(unit))
+    started = time.process_time()
+    read(text)
+    # Some 0.2 s; what takes time with the square of the length takes hours.
+    assert time.process_time() - started < 10
 
 
 def test_near_duplicates_have_near_fingerprints() -> None:
