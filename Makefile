@@ -1,6 +1,6 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set everything up by themselves.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui test lint clean
+.PHONY: help setup demo ui test bench lint clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,6 +43,9 @@ ui: setup  ## Dagster on the same instance: web server and daemon
 
 test: setup  ## All tests
 	@$(BIN)/python -m pytest -q
+
+bench: setup  ## One benchmark: NAME=labels|features|canonical (QUICK=1 for a look)
+	@$(BIN)/python benchmarks/$(NAME).py
 
 lint: setup  ## Format, lint, types, import contract
 	@$(BIN)/ruff format --check .
