@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord, asset
 
+from assets import expectations
 from assets.common import OWNERS, RETRY, freshness
 from assets.environment import Environment
 from assets.ingest import events
@@ -28,8 +29,11 @@ FINGERPRINTS = "campaigns/fingerprints"
     code_version="1",
     freshness_policy=freshness(fail_hours=6, warn_hours=3),
     retry_policy=RETRY,
+    check_specs=expectations.check_specs("campaigns", "campaigns", quality=False),
 )
-def campaigns(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
+def campaigns(
+    context: AssetExecutionContext, env: Environment, config: expectations.Showing
+) -> MaterializeResult:
     """Messages that say nearly the same as others of the last 24 hours, whoever sent them and however they
     hide it.
 
@@ -38,6 +42,7 @@ def campaigns(context: AssetExecutionContext, env: Environment) -> MaterializeRe
     """
     grouped = [_group(env, hour) for hour in hours_of(context)]
     rows = pl.concat(grouped)
+    shown, checks = expectations.judge(env, context, "campaigns", rows, config, asset="campaigns")
     largest = rows.sort("size", "campaign_id", descending=[True, False]).unique(
         "campaign_id", maintain_order=True
     )
@@ -52,7 +57,7 @@ def campaigns(context: AssetExecutionContext, env: Environment) -> MaterializeRe
             "largest_actors": int(largest["actors"][0]),
             "largest": MetadataValue.table([_record(row) for row in largest.head(10).iter_rows(named=True)]),
         }
-    return MaterializeResult(metadata=metadata)
+    return MaterializeResult(metadata=metadata | shown, check_results=checks)
 
 
 def _record(row: dict[str, Any]) -> TableRecord:

@@ -7,6 +7,7 @@ import time
 from datetime import date
 from typing import Any
 
+import polars as pl
 from dagster import (
     AssetCheckResult,
     AssetCheckSeverity,
@@ -20,6 +21,7 @@ from dagster import (
     asset,
 )
 
+from assets import expectations
 from assets.common import OWNERS, RETRY, freshness
 from assets.environment import Environment
 from assets.ingest import events
@@ -44,10 +46,13 @@ from redqueen.errors import InvalidInput
             "graph_as_of",
             asset="graph_snapshot",
             description="Nothing was counted that reached us, or was answered, at the midnight or later.",
-        )
+        ),
+        *expectations.check_specs("graph_snapshot", "the graph snapshot"),
     ],
 )
-def graph_snapshot(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
+def graph_snapshot(
+    context: AssetExecutionContext, env: Environment, config: expectations.Showing
+) -> MaterializeResult:
     """Who writes to whom and is answered, who shares machines, who moves in lockstep, whom trust reaches, and
     how long each domain has been known: as of the midnight that begins the day.
 
@@ -63,16 +68,24 @@ def graph_snapshot(context: AssetExecutionContext, env: Environment) -> Material
         )
     markers = {day: graph.build(env.store, day) for day in days_of(context)}
     newest = markers[max(markers)]
+    rows = pl.concat(graph.rows_of(env.store, marker) for marker in markers.values())
+    shown, checks = expectations.judge(env, context, "graph", rows, config, asset="graph_snapshot")
     late = [day for day, marker in markers.items() if not graph.as_of_holds(marker)]
     return MaterializeResult(
-        metadata={**_metadata(newest), "days": len(markers), "seconds": round(time.monotonic() - began, 3)},
+        metadata={
+            **_metadata(newest),
+            "days": len(markers),
+            "seconds": round(time.monotonic() - began, 3),
+            **shown,
+        },
         check_results=[
             AssetCheckResult(
                 check_name="graph_as_of",
                 passed=not late,
                 severity=AssetCheckSeverity.ERROR,
                 metadata=_instants(newest) | {"days_that_fail": _listed(late)},
-            )
+            ),
+            *checks,
         ],
     )
 

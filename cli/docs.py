@@ -21,10 +21,11 @@ def mount(app: typer.Typer) -> None:
 
 def docs(
     table: Annotated[
-        str, typer.Argument(help="events, labels, features, served, review, gold, training_set, ...")
+        str, typer.Argument(help="events, labels, features, served, review, graph, gold, training_set, ...")
     ],
     hour: Annotated[
-        str | None, typer.Option(help="The hour (UTC), as 2026-01-03T14. Default: the latest.")
+        str | None,
+        typer.Option(help="The hour (UTC), as 2026-01-03T14; of the graph its day. Default: the latest."),
     ] = None,
     candidate: Annotated[
         str | None, typer.Option(help="For tables that are cut by candidate. Default: the latest.")

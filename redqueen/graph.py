@@ -52,6 +52,8 @@ _REVISION = 1
 VERSION = f"{_REVISION}-{hashlib.sha256(repr(COLUMNS).encode()).hexdigest()[:8]}"
 
 _ID = {"actor": "actor_id", "recipient": "recipient_id", "domain": "host"}
+NUMBERS = {of: [column for kind, column in COLUMNS if kind == of] for of in _ID}
+"""The columns of each kind of row."""
 
 
 def day_key(day: date) -> str:
@@ -148,7 +150,7 @@ class GraphSnapshot:
         return found
 
 
-_WIDTH = {of: sum(kind == of for kind, _ in COLUMNS) for of in _ID}
+_WIDTH = {of: len(columns) for of, columns in NUMBERS.items()}
 _ORDER = np.argsort([i for of in _ID for i, (kind, _) in enumerate(COLUMNS) if kind == of])
 _IN_ORDER = _ORDER.tolist() == list(range(len(COLUMNS)))
 
@@ -174,8 +176,22 @@ def complete(store: ObjectStore, day: date) -> dict[str, Any] | None:
         return None
 
 
+def rows_of(store: ObjectStore, marker: Mapping[str, Any]) -> pl.DataFrame:
+    """All rows of a snapshot: `day`, `of` (actor, recipient, domain), `name`, and a column for each number,
+    null where it is none of that kind.
+    """
+    day = pl.lit(marker["as_of"][:10])
+    parts = [
+        _read(store, marker["files"][f"{of}s"], [name, *NUMBERS[of]]).select(
+            day.alias("day"), pl.lit(of).alias("of"), pl.col(name).alias("name"), *NUMBERS[of]
+        )
+        for of, name in _ID.items()
+    ]
+    return pl.concat(parts, how="diagonal")
+
+
 def _open_table(store: ObjectStore, of: str, marker: Mapping[str, Any]) -> _Table:
-    columns = [column for kind, column in COLUMNS if kind == of]
+    columns = NUMBERS[of]
     rows = _read(store, marker["files"][f"{of}s"], [_ID[of], *columns])
     absent = np.array([marker["newcomer"].get(column, 0.0) for column in columns], dtype=np.float32)
     return _Table(rows[_ID[of]], rows.select(columns).to_numpy().astype(np.float32), absent)

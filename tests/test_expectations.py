@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -19,8 +21,8 @@ from assets.environment import Environment
 from assets.expectations import SUITES, ExpectationCrashed, Facts, docs, validate
 from assets.features import features as features_asset
 from assets.features import read_features
+from redqueen import campaigns, graph, ingest, ties, trainingset
 from redqueen import features as declared
-from redqueen import ingest, trainingset
 from redqueen.errors import InvalidInput
 from redqueen.review import review_requests
 from redqueen.schema import TABLES
@@ -113,6 +115,24 @@ def review(n: int = 200) -> pl.DataFrame:
     return review_requests(clean_events(n), None, salt="s", audit_rate=0.5, budget=n, severe=())
 
 
+def grouped(n: int = 12) -> pl.DataFrame:
+    said = [f"win free nitro today at gift-{i % 3}.example friends" for i in range(n)]
+    rows = clean_events(n).with_columns(text=pl.Series(said))
+    return campaigns.group(rows.select(*campaigns.MESSAGES)).rows
+
+
+def snapshot(n: int = 60) -> pl.DataFrame:
+    """The rows of a snapshot of messages, half of them with a link."""
+    rows = clean_events(n).with_columns(
+        recipient_id=pl.lit("someone"), response=pl.lit("reply"), response_ts=pl.col("received_at")
+    )
+    linked = pl.Series("hosts", [["a.example"] if i % 2 else [] for i in range(n)])
+    with tempfile.TemporaryDirectory() as folder:
+        store = DirectoryStore(Path(folder))
+        marker = graph.write(store, (HOUR + timedelta(days=1)).date(), ties.ties(rows, linked))
+        return graph.rows_of(store, marker)
+
+
 @pytest.fixture(scope="module")
 def tables() -> dict[str, tuple[pl.DataFrame, Facts]]:
     """A clean table of each suite, and what the suite is told."""
@@ -126,6 +146,8 @@ def tables() -> dict[str, tuple[pl.DataFrame, Facts]]:
         "review": (review(), facts),
         "gold": (gold(), facts),
         "guard": (guard(), facts),
+        "campaigns": (grouped(), facts),
+        "graph": (snapshot(), facts),
         "training_set": (training(), facts),
     }
 
@@ -201,6 +223,26 @@ def test_labels_of_unknown_value_source_or_confidence_fail() -> None:
     bad = clean_labels().with_columns(value=pl.lit("bad"), source=pl.lit("gossip"), confidence=pl.lit(2.0))
     columns = {column for _, column in broken(validate(bad, "labels"))}
     assert columns == {"value", "source", "confidence"}
+
+
+def test_impossible_campaigns_and_broken_graph_numbers_fail(tables: dict[str, Any]) -> None:
+    rows, facts = tables["campaigns"]
+    assert rows.height == 12
+    crowd = validate(rows.with_columns(actors=pl.col("size") + 1), "campaigns", facts)
+    assert [(row.column, row.about) for row in crowd.failed] == [("crowd_impossible", ("actors",))]
+    twice = validate(pl.concat([rows, rows.head(1)]), "campaigns", facts)
+    assert broken(twice) == {("column_values_to_be_in_set", "copies")}
+    rows, facts = tables["graph"]
+    assert set(rows["of"]) == set(graph.NUMBERS)
+    for column, value in (("trust", 1.5), ("reach_log", -1.0), ("domain_age_days_log", math.inf)):
+        of_kind = pl.when(pl.col(column).is_not_null()).then(pl.lit(value, pl.Float32))
+        found = validate(rows.with_columns(of_kind.alias(column)), "graph", facts)
+        assert (found.passed, [row.about for row in found.failed]) == (False, [(column,)])
+    absent = validate(rows.with_columns(popularity_log=pl.lit(math.nan, pl.Float32)), "graph", facts)
+    assert [row.about for row in absent.failed] == [("popularity_log",)]
+    assert not validate(pl.concat([rows, rows.tail(1)]), "graph", facts).passed
+    nobody = validate(rows.clear(), "graph", facts)
+    assert (nobody.passed, len(nobody.failed)) == (True, 1)
 
 
 def test_an_empty_hour_and_missing_languages_warn_and_pass() -> None:
@@ -378,6 +420,11 @@ def test_documents_are_asked_for_by_name(tmp_path: Path) -> None:
         docs.find(env, "gold")
     write_part(env.store, "ingested/events", HOUR, clean_events(30))
     write_part(env.store, "features", HOUR, declared.featurise(clean_events(30)))
+    with pytest.raises(InvalidInput, match="no graph snapshot of 2026-01-03"):
+        docs.find(env, "graph", hour=HOUR)
+    write_part(env.store, "ingested/events", HOUR - timedelta(days=1), clean_events(30))
+    graph.build(env.store, HOUR.date())
+    assert docs.find(env, "graph", hour=HOUR).label == "2026-01-03"
     subject = docs.find(env, "features", hour=HOUR)
     assert subject.facts.rows == 30
     page = docs.write(subject, tmp_path / "out")

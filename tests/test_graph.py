@@ -622,8 +622,9 @@ def test_the_asset_tells_what_the_graph_looks_like(env: Environment) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         result = materialize(env, instance)
         assert result.success
-        (check,) = result.get_asset_check_evaluations()
-        assert (check.check_name, check.passed) == ("graph_as_of", True)
+        checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+        suite = {"graph_snapshot_expectations": True, "graph_snapshot_quality": True}
+        assert checks == {"graph_as_of": True, **suite}
         (event_,) = result.asset_materializations_for_node("graph_snapshot")
         told = {name: value.value for name, value in event_.metadata.items()}
         assert {"accounts", "edges", "reciprocated_share", "seeds", "domains", "seconds"} <= set(told)

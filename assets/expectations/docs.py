@@ -18,7 +18,7 @@ from assets.environment import Environment
 from assets.expectations.running import LOCK, RESULT_FORMAT, build, judged, new_context, suite_named
 from assets.expectations.suites import SUITES, Facts
 from assets.monitoring import report_url
-from redqueen import state
+from redqueen import graph, state
 from redqueen.errors import InvalidInput
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
 
@@ -100,6 +100,8 @@ def find(
     facts = Facts(env.settings.policies, env.settings.behaviour)
     if suite.cut == "candidate":
         return _of_candidate(env, table, facts, candidate)
+    if suite.cut == "day":
+        return _of_day(env, table, facts, hour)
     hours = landed_hours(env.store, suite.place) if hour is None else [hour]
     rows = read_hours(env.store, suite.place, hours[-1], hours[-1] + HOUR) if hours else pl.DataFrame()
     if rows.is_empty():
@@ -109,6 +111,18 @@ def find(
         n_events = read_hours(env.store, "ingested/events", hours[-1], hours[-1] + HOUR).height
         facts = Facts(facts.policies, facts.behaviour, n_events)
     return Subject(table, rows, facts, f"{hours[-1]:%Y-%m-%dT%H}", hours[-1])
+
+
+def _of_day(env: Environment, table: str, facts: Facts, hour: datetime | None) -> Subject:
+    """The graph snapshot of the day that an hour lies in; by default the latest."""
+    days = [hour.date()] if hour is not None else list(reversed(graph.recent_days(env.clock.now())))
+    for day in days:
+        marker = graph.complete(env.store, day)
+        if marker is not None:
+            at = graph.midnight(day)
+            return Subject(table, graph.rows_of(env.store, marker), facts, f"{at:%Y-%m-%d}", at)
+    told = f"of {days[0]}" if hour is not None else f"of the last {len(days)} days"
+    raise InvalidInput(f"there is no graph snapshot {told}: materialize graph_snapshot, or choose an --hour")
 
 
 def _of_candidate(env: Environment, table: str, facts: Facts, candidate: str | None) -> Subject:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import polars as pl
 
 from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
+from redqueen.graph import NUMBERS
 from redqueen.ingest import CLOCK_SKEW, MAX_EVENT_AGE
 from redqueen.review import REASONS
 from redqueen.schema import ACTIONS, ARMS, KINDS, LABEL_SOURCES, LABEL_VALUES, RESPONSES, TABLES
@@ -80,7 +81,7 @@ class Suite:
     """
 
     place: str
-    cut: Literal["hour", "candidate"]
+    cut: Literal["hour", "day", "candidate"]
     columns: tuple[str, ...]
     rules: Callable[[Facts], Sequence[Rule]]
     derived: Callable[[Facts], Sequence[Derived]] = lambda facts: ()
@@ -405,6 +406,47 @@ _SERVED = of_schema(
     derived=_served_derived(),
 )  # fmt: skip
 
+# -- what an hour, and a day, look like together ------------------------------------------------------------
+
+_CAMPAIGN_PARTS = {
+    "size": pl.col("size") < 1,
+    "actors": (pl.col("actors") < 0) | (pl.col("actors") > pl.col("size")),
+}
+_campaigns = of_schema(
+    "campaigns",
+    keys=("event_id",),
+    more=(none_of("crowd_impossible", "a campaign has a message, and no more senders than messages"),),
+    derived=(Derived("crowd_impossible", ("size", "actors"), _CAMPAIGN_PARTS),),
+)
+
+
+def _graph_derived() -> Sequence[Derived]:
+    kinds = {column: of for of, columns in NUMBERS.items() for column in columns}
+    absent: dict[str, pl.Expr] = {name: pl.col(name).is_null() for name in ("day", "of", "name")}
+    outside = {}
+    for column, kind in kinds.items():
+        value = pl.col(column)
+        absent[column] = (pl.col("of") == kind) & (value.is_null() | value.is_nan())
+        # What is no logarithm of a count is a share.
+        high = 1e30 if column.endswith("_log") else 1 + ROUNDING
+        outside[column] = value.is_not_nan() & ((value < -ROUNDING) | (value > high))
+    needs = ("day", "of", "name", *kinds)
+    return [Derived(MISSING, needs, absent), _copies(("day", "of", "name")), Derived(OUTSIDE, needs, outside)]
+
+
+_GRAPH_RULES = (
+    error(
+        "TableColumnsToMatchSet", "every number of an account, a recipient and a domain is there",
+        column_set=["day", "of", "name", *(c for columns in NUMBERS.values() for c in columns)],
+        exact_match=False,
+    ),
+    none_of(MISSING, "every row has a name and all numbers of its kind"),
+    none_of(COPIES, "an account, recipient or domain has one row a day"),
+    none_of(OUTSIDE, "numbers are finite, not negative, and shares at most 1"),
+    error("ColumnValuesToBeInSet", "kinds are known", "of", value_set=list(NUMBERS)),
+    warn("TableRowCountToBeBetween", "somebody is known", min_value=1),
+)  # fmt: skip
+
 SUITES: dict[str, Suite] = {
     "events": Suite("ingested/events", "hour", _EVENT_COLUMNS, _events_rules, _events_derived),
     "labels": Suite("ingested/labels", "hour", _LABEL_COLUMNS, _labels_rules, _labels_derived),
@@ -422,6 +464,8 @@ SUITES: dict[str, Suite] = {
         "guard", keys=("label_id",),
         ranges={"weight": (0, 1 + ROUNDING), "released_weight": (0, 1 + ROUNDING)},
     ),
+    "campaigns": _campaigns,
+    "graph": Suite("graph", "day", ("of",), lambda facts: _GRAPH_RULES, lambda facts: _graph_derived()),
     "gold": Suite("gold", "candidate", _GOLD.columns, _gold_rules, _GOLD.derived),
     "training_set": Suite("training_sets", "candidate", (), _training_rules, _training_derived),
 }  # fmt: skip
