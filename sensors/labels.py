@@ -9,8 +9,11 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
     DefaultSensorStatus,
     RunRequest,
+    RunsFilter,
     SensorEvaluationContext,
     SensorResult,
     SkipReason,
@@ -33,6 +36,19 @@ LATE_HOURS = 6
 
 MOST_RUNS = 4
 """Hours requested one by one in a tick; a longer backlog is caught up in one run over a range."""
+
+MOST_GOING = 2
+"""While so many runs of the job are going, what lands waits and is taken in together: each run costs seconds
+before it reads its first row, and a queue of single hours only grows."""
+GOING_FOR = timedelta(minutes=15)
+"""A run that was launched longer ago is not waited for: it may be stuck, and arrivals go on."""
+
+GOING = (
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+)
 
 LANDINGS = ("events", "labels", "predictions")
 
@@ -111,6 +127,12 @@ def _purged(store: ObjectStore) -> list[datetime | None]:
     return [retention.purged_until(store, table) for table in arrivals.TABLES]
 
 
+def _going(instance: DagsterInstance) -> int:
+    """How many runs of the job `hour` are on their way, by the wall's clock."""
+    since = datetime.now(UTC) - GOING_FOR
+    return instance.get_runs_count(RunsFilter(job_name="hour", statuses=list(GOING), created_after=since))
+
+
 @sensor(
     name="label_arrival",
     job_name="hour",
@@ -141,6 +163,9 @@ def label_arrival(context: SensorEvaluationContext, env: Environment) -> SensorR
     if late:
         why = "; ".join([*([why] if why else []), f"late files in {len(late)} older hour(s)"])
     requests = [_one(hour, due[hour], now) for hour in hours]
+    going = _going(context.instance) if hours else 0
+    if going >= MOST_GOING:
+        return SkipReason(f"{len(hours)} hour(s) wait for {going} runs that are going, and are then one run")
     if len(hours) > MOST_RUNS:
         requests = [_range(hours, due, now)]
     requests += [_late(hour, late[hour], now) for hour in sorted(late)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from redqueen import arrivals
 from redqueen.clock import StoreClock
 from redqueen.settings import write_env
 from redqueen.tables import hour_key
-from sensors.labels import LATE_HOURS, MOST_RUNS, label_arrival
+from sensors.labels import GOING_FOR, LATE_HOURS, MOST_GOING, MOST_RUNS, label_arrival
 from tests.test_ingest import Counting, as_json, event
 
 START = datetime(2026, 1, 3, tzinfo=UTC)
@@ -25,22 +26,28 @@ START = datetime(2026, 1, 3, tzinfo=UTC)
 class House:
     """A home whose sensor is ticked by hand, and whose runs only note what they took in."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
         write_env(home, partitions_start=START.isoformat())
         self.env = Environment(home=str(home))
         self.store = Counting(home / "store")
         self.env.__dict__["store"] = self.store
         self.cursor: str | None = None
         self.requests: list[dg.RunRequest] = []
+        self.instance = instance
 
     def land(self, hour: datetime, name: str = "a") -> None:
         row = event(int(hour.timestamp()), ts=hour, received_at=hour, account_created_at=hour)
         self.store.put(f"{hour_key('events', hour)}{name}.jsonl", as_json(row).encode())
 
+    def launch(self, job: str, age: timedelta = timedelta(0)) -> str:
+        """A run that was launched so long ago and is still going."""
+        run = dg.DagsterRun(job_name=job, status=dg.DagsterRunStatus.STARTED)
+        return self.instance.run_storage.add_historical_run(run, datetime.now(UTC) - age).run_id
+
     def tick(self, now: datetime, *, work: bool = True) -> list[dg.RunRequest]:
         """One tick at `now`; its runs are done at once."""
         StoreClock(self.store).set(now)
-        context = dg.build_sensor_context(cursor=self.cursor)
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
         result: Any = label_arrival(context, env=self.env)
         if isinstance(result, dg.SkipReason):
             return []
@@ -63,8 +70,9 @@ def hours_of(request: dg.RunRequest) -> list[datetime]:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path / "home")
+def house(tmp_path: Path) -> Iterator[House]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield House(tmp_path / "home", instance)
 
 
 def at(hours: float) -> datetime:
@@ -84,6 +92,23 @@ def test_each_hour_is_asked_for_once_when_it_is_over(house: House) -> None:
     assert [hours_of(r) for r in house.requests] == [[at(i)] for i in range(5)]
     assert house.tick(at(5.1)) == []
     assert json.loads(house.cursor or "")["why"].startswith("took in 1 hour(s)")
+
+
+def test_what_lands_while_runs_are_going_waits_and_is_taken_in_together(house: House) -> None:
+    live_through(house, 5)
+    house.launch("lap")
+    house.launch("hour", age=GOING_FOR * 2)  # stuck: it is not waited for
+    going = [house.launch("hour") for _ in range(MOST_GOING - 1)]
+    house.land(at(5))
+    assert [hours_of(r) for r in house.tick(at(6))] == [[at(5)]]
+    going.append(house.launch("hour"))
+    cursor = house.cursor
+    for i in range(6, 12):
+        house.land(at(i))
+        assert house.tick(at(i + 1)) == []
+    assert house.cursor == cursor
+    house.instance.delete_run(going[0])
+    assert [hours_of(r) for r in house.tick(at(12))] == [[at(i) for i in range(6, 12)]]
 
 
 def test_a_file_that_is_a_little_late_is_found_at_the_next_tick(house: House) -> None:
