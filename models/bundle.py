@@ -26,14 +26,14 @@ from redqueen.store import ObjectStore
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-ENCODER, NETWORK, ONNX, TOKENIZER = "encoder.safetensors", "encoder.json", "encoder.onnx", "tokenizer.json"
+ENCODER, NETWORK, ONNX, READER = "encoder.safetensors", "encoder.json", "encoder.onnx", "reader.json"
 LINEAR, TREES, FUSION = "linear.safetensors", "trees.ubj", "fusion.json"
 METRICS, CARD = "metrics.json", "model_card.md"
 
-IDENTITY = (ENCODER, NETWORK, ONNX, TOKENIZER, LINEAR, TREES, FUSION)
+IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, TREES, FUSION)
 """The files that decide what a model answers; `model_id` hashes them, and not metrics, prose or times."""
 
-REQUIRED = (ENCODER, NETWORK, ONNX, TOKENIZER, LINEAR, FUSION, METRICS, CARD)
+REQUIRED = (ENCODER, NETWORK, ONNX, READER, LINEAR, FUSION, METRICS, CARD)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from models.tokens import View, view
+from models.tokens import View, views
 from models.train import TrainingSpec
 from redqueen.errors import InvalidInput
 
@@ -75,7 +75,7 @@ def load(spec: TrainingSpec) -> Dataset:
     return Dataset(
         event_ids=table["event_id"].to_list(),
         texts=table["text"].to_list(),
-        views=[view(t) for t in table["text"].to_list()],
+        views=views(table["text"].to_list()),
         targets=table.select([f"p_{p}" for p in spec.policies])
         .fill_null(0)
         .cast(pl.Float32)

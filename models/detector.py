@@ -19,7 +19,7 @@ from models.baseline import Linear
 from models.bundle import Manifest
 from models.fusion import Fusion
 from models.signing import Trust, trust_of
-from models.tokens import Tokens, View, length_buckets, view
+from models.tokens import View, length_buckets, load_reader, views
 from models.trees import Trees
 from redqueen.errors import BundleError, InvalidInput
 
@@ -93,7 +93,7 @@ class Detector:
         Raises:
             InvalidInput: `features` has another shape than that.
         """
-        return self.score_views([view(t) for t in texts], features)
+        return self.score_views(views(texts), features)
 
     def score_views(self, views: Sequence[View], features: npt.ArrayLike | None = None) -> Floats:
         """`score` of messages that were read already."""
@@ -137,9 +137,7 @@ def _load_parts(manifest: Manifest, files: dict[str, bytes], fusion: Fusion) -> 
     if "linear" in wanted:
         parts["linear"] = Linear.from_bytes(files[bundle.LINEAR])
     if "encoder" in wanted:
-        parts["encoder"] = _Network(
-            files[bundle.ONNX], files[bundle.TOKENIZER], json.loads(files[bundle.NETWORK])
-        )
+        parts["encoder"] = _Network(files[bundle.ONNX], files[bundle.READER])
     if "trees" in wanted:
         parts["trees"] = Trees.from_bytes(files[bundle.TREES], len(manifest.policies))
     return parts
@@ -148,9 +146,8 @@ def _load_parts(manifest: Manifest, files: dict[str, bytes], fusion: Fusion) -> 
 class _Network:
     """The encoder on ONNX Runtime."""
 
-    def __init__(self, onnx: bytes, tokenizer: bytes, shape: dict[str, Any]) -> None:
+    def __init__(self, onnx: bytes, reader: bytes) -> None:
         import onnxruntime
-        from tokenizers import Tokenizer
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         options = onnxruntime.SessionOptions()
@@ -158,19 +155,13 @@ class _Network:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._tokens = Tokens(
-            Tokenizer.from_str(tokenizer.decode()),
-            shape["max_tokens"],
-            shape["pad_id"],
-            tuple(shape["view_ids"]),
-        )
+        self._reader = load_reader(reader)
         self._policies = self._session.get_outputs()[0].shape[1]
 
     def logits(self, views: Sequence[View]) -> Floats:
-        sequences = self._tokens.ids(views) if views else []
+        sequences = self._reader.sequences(views)
         out = np.zeros((len(sequences), self._policies), np.float32)
         lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
         for rows in length_buckets(lengths, BATCH):
-            ids, mask = self._tokens.padded([sequences[i] for i in rows])
-            out[rows] = self._session.run(None, {"ids": ids, "mask": mask})[0]
+            out[rows] = self._session.run(None, self._reader.padded([sequences[i] for i in rows]))[0]
         return out

@@ -1,7 +1,10 @@
-"""The text encoder, top to bottom: hyper-parameters, tokenizer, network, one epoch of training, export.
+"""The text encoder, top to bottom: hyper-parameters, reader, network, one epoch of training, export.
 
 Only the training process imports this module (it loads torch and transformers). The default is a compact
-transformer trained here from nothing; `source` takes any Hugging Face encoder instead.
+character-robust transformer trained here from nothing, in the manner of RETVec (Bursztein et al., NeurIPS
+2023): characters are the bits of their code points, so that there is no vocabulary to go stale and no unknown
+text; a small convolution makes a vector of each word, which a misspelling moves a little; a few transformer
+layers read the words. `source` takes any Hugging Face encoder instead.
 """
 
 from __future__ import annotations
@@ -11,18 +14,17 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tokenizers
 import torch
 import transformers
 from torch import Tensor, nn
 
-from models.tokens import VIEW_TOKENS, Ids, Tokens, View, length_buckets
+from models.tokens import KINDS, LEVELS, WORD, Feeds, Pieces, Reader, View, Words, length_buckets
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class EncoderConfig:
     layers: int = 2
     width: int = 96
     heads: int = 4
-    vocabulary: int = 4096
     max_tokens: int = 48
+    """Places of a message: words of the compact encoder, pieces of a pretrained one."""
     batch: int = 64
     learning_rate: float | None = None
     """Peak rate; None is 2e-3 from scratch and 5e-5 for a pretrained encoder."""
@@ -51,39 +53,15 @@ class EncoderConfig:
         return self.learning_rate or (5e-5 if self.source else 2e-3)
 
 
-# -- tokenizer -----------------------------------------------------------------------------------------------
-
-
-def make_tokens(config: EncoderConfig, canonical: Sequence[str]) -> Tokens:
-    """The tokenizer: a small byte-level BPE learnt from `canonical`, or the pretrained encoder's own.
-
-    Bytes are the floor, so no text is unknown; a small vocabulary keeps words in pieces that survive
-    misspelling.
-    """
-    if config.source is not None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(config.source, **_local(config.source))
-        raw = tokenizer.backend_tokenizer
-        raw.no_padding()
-        raw.no_truncation()
-        return Tokens(raw, config.max_tokens, tokenizer.pad_token_id or 0, ())
-    raw = tokenizers.Tokenizer(tokenizers.models.BPE())
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    raw.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=config.vocabulary,
-        min_frequency=3,
-        special_tokens=["[PAD]", *VIEW_TOKENS],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=10,
-        show_progress=False,
-    )
-    raw.train_from_iterator(canonical, trainer)
-    return load_tokens(raw, config)
-
-
-def load_tokens(raw: tokenizers.Tokenizer, config: EncoderConfig) -> Tokens:
-    """The compact encoder's `Tokens` around a tokenizer that `make_tokens` learnt."""
-    return Tokens(raw, config.max_tokens, 0, tuple(int(raw.token_to_id(t) or 0) for t in VIEW_TOKENS))
+def make_reader(config: EncoderConfig) -> Reader:
+    """What feeds the network: words of characters, or the pretrained encoder's own tokenizer."""
+    if config.source is None:
+        return Words(config.max_tokens)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(config.source, **_local(config.source))
+    raw = tokenizer.backend_tokenizer
+    raw.no_padding()
+    raw.no_truncation()
+    return Pieces(raw, config.max_tokens, tokenizer.pad_token_id or 0)
 
 
 def _local(source: str) -> dict[str, bool]:
@@ -93,47 +71,117 @@ def _local(source: str) -> dict[str, bool]:
 # -- network -------------------------------------------------------------------------------------------------
 
 
-class TextEncoder(nn.Module):
-    """Token ids to log odds by policy: a transformer, mean and maximum over the tokens, one linear layer.
+class WordVectors(nn.Module):
+    """The code points of words [u, WORD, 3 bytes] to vectors [u, width].
 
-    The maximum lets a single telling token speak through a long harmless message.
+    A byte is eight bits times a matrix, which is looking up one of 256 rows; two convolutions over the
+    characters see which stand beside which, the maximum over the word what it contains anywhere.
     """
 
-    def __init__(self, config: EncoderConfig, vocabulary: int, policies: int) -> None:
-        super().__init__()
-        self.backbone = _backbone(config, vocabulary)
-        self.head = nn.Linear(2 * self.backbone.config.hidden_size, policies)
+    bits: Tensor
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Log odds [n, policies] of ids and mask [n, tokens]."""
-        states = self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    def __init__(self, width: int, channels: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("bits", ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).float(), False)
+        self.from_bits = nn.Parameter(torch.randn(3, 8, channels) * 0.3)
+        self.place = nn.Parameter(torch.randn(WORD, channels) * 0.1)
+        self.one = nn.Linear(channels, channels)
+        self.near = nn.Conv1d(channels, channels, 3, padding=1)
+        self.far = nn.Conv1d(channels, 2 * channels, 3, padding=1)
+        self.out = nn.Linear(2 * channels, width)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Vectors of words; that of the empty word means nothing."""
+        codes = words.long()
+        characters = self.place + sum(
+            nn.functional.embedding(codes[..., i], rows) for i, rows in enumerate(self.bits @ self.from_bits)
+        )
+        there = (codes.sum(-1, keepdim=True) > 0).to(characters.dtype)
+        seen = self.one(torch.relu(characters)) * there
+        seen = torch.relu(self.near(seen.transpose(1, 2))) * there.transpose(1, 2) + seen.transpose(1, 2)
+        seen = torch.relu(self.far(seen)) * there.transpose(1, 2)
+        return self.out(seen.amax(2))
+
+
+class _Head(nn.Module):
+    """Mean and maximum over the places, one linear layer: log odds by policy.
+
+    The maximum lets a single telling word speak through a long harmless message.
+    """
+
+    def __init__(self, width: int, policies: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, policies)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         kept = mask.unsqueeze(-1).to(states.dtype)
         mean = (states * kept).sum(1) / kept.sum(1)
         largest = (states - (1 - kept) * 1e4).amax(1)
-        return self.head(torch.cat([mean, largest], -1))
+        return self.linear(torch.cat([mean, largest], -1))
 
 
-def _backbone(config: EncoderConfig, vocabulary: int) -> Any:
-    # Eager attention: the other implementations trace badly to ONNX, and at 48 tokens they are no faster.
-    if config.source is not None:
-        return transformers.AutoModel.from_pretrained(
+class CompactEncoder(nn.Module):
+    """What `Words` feeds, to log odds [n, policies]."""
+
+    def __init__(self, config: EncoderConfig, policies: int) -> None:
+        super().__init__()
+        self.vectors = WordVectors(config.width)
+        # No dropout: drawing the random numbers costs as much as the layers; disturbed texts regularise
+        # instead. Eager attention: the others trace badly to ONNX, and at 48 places they are no faster.
+        shape = transformers.BertConfig(
+            vocab_size=1,
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=2 * config.width,
+            max_position_embeddings=config.max_tokens,
+            type_vocab_size=KINDS,
+            hidden_act="relu",
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        self.backbone = transformers.AutoModel.from_config(
+            shape, add_pooling_layer=False, attn_implementation="eager"
+        )
+        self.backbone.embeddings.word_embeddings.requires_grad_(False)
+        self.head = _Head(config.width, policies)
+
+    def forward(self, words: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
+        mask = (kinds > 0).long()
+        # A word that comes up a hundred times in a batch is read once.
+        vectors = nn.functional.embedding(places, self.vectors(words))
+        vectors = vectors * (kinds > LEVELS).unsqueeze(-1).to(vectors.dtype)
+        states = self.backbone(inputs_embeds=vectors, attention_mask=mask, token_type_ids=kinds)
+        return self.head(states.last_hidden_state, mask)
+
+
+class PretrainedEncoder(nn.Module):
+    """What `Pieces` feeds, to log odds [n, policies], by any Hugging Face encoder."""
+
+    def __init__(self, config: EncoderConfig, policies: int) -> None:
+        super().__init__()
+        assert config.source is not None
+        self.backbone = transformers.AutoModel.from_pretrained(
             config.source, attn_implementation="eager", **_local(config.source)
         )
-    # No dropout: drawing the random numbers costs as much as the layers; disturbed texts regularise instead.
-    shape = transformers.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=config.width,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=2 * config.width,
-        max_position_embeddings=config.max_tokens,
-        type_vocab_size=1,
-        hidden_act="relu",
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=0,
-    )
-    return transformers.AutoModel.from_config(shape, add_pooling_layer=False, attn_implementation="eager")
+        self.head = _Head(self.backbone.config.hidden_size, policies)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+
+Encoder = CompactEncoder | PretrainedEncoder
+
+
+def build(config: EncoderConfig, policies: int) -> Encoder:
+    """The network, untrained but for a pretrained backbone."""
+    kind = CompactEncoder if config.source is None else PretrainedEncoder
+    return kind(config, policies)
+
+
+def run(model: Encoder, feeds: Feeds) -> Tensor:
+    """Log odds [n, policies] of one batch of a reader."""
+    return model(**{name: torch.from_numpy(values) for name, values in feeds.items()})
 
 
 # -- training ------------------------------------------------------------------------------------------------
@@ -158,20 +206,15 @@ class Trainer:
     def __init__(
         self,
         config: EncoderConfig,
-        tokens: Tokens,
+        reader: Reader,
         examples: Examples,
         epochs: Sequence[npt.NDArray[np.int64]],
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
-        self.config, self.tokens, self.examples, self.epochs, self.seed = (
-            config,
-            tokens,
-            examples,
-            epochs,
-            seed,
-        )
-        self.model = TextEncoder(config, tokens.tokenizer.get_vocab_size(), examples.targets.shape[1])
+        self.config, self.reader, self.examples = config, reader, examples
+        self.epochs, self.seed = epochs, seed
+        self.model = build(config, examples.targets.shape[1])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.peak_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -189,7 +232,7 @@ class Trainer:
         rng = np.random.default_rng([self.seed, epoch])
         rows = self.epochs[epoch]
         began, total, step = time.perf_counter(), 0.0, int(self.steps_before[epoch])
-        sequences = self.tokens.ids(disturbed(self.examples.views, rows, self.benign, self.config, rng))
+        sequences = self.reader.sequences(disturbed(self.examples.views, rows, self.benign, self.config, rng))
         self.model.train()
         for batch in _shuffled_buckets(sequences, self.config.batch, rng):
             for group in self.optimizer.param_groups:
@@ -208,14 +251,14 @@ class Trainer:
             * (0.55 + 0.45 * float(np.cos(np.pi * done)))
         )
 
-    def _step(self, sequences: Sequence[Ids], rows: npt.NDArray[np.int64]) -> float:
-        ids, mask = self.tokens.padded(sequences)
+    def _step(self, sequences: Sequence[Any], rows: npt.NDArray[np.int64]) -> float:
+        feeds = self.reader.padded(sequences)
         target = torch.from_numpy(self.examples.targets[rows])
         weight = torch.from_numpy(self.examples.weight[rows]).unsqueeze(1)
         # bfloat16 is a third faster on CPUs that have it, and as deterministic; elsewhere torch emulates it
         # slowly.
         with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
-            logits = self.model(torch.from_numpy(ids), torch.from_numpy(mask))
+            logits = run(self.model, feeds)
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits.float(), target, weight=weight, pos_weight=self.positive_weight
         )
@@ -250,7 +293,7 @@ def _has_bfloat16() -> bool:
 
 
 def _shuffled_buckets(
-    sequences: Sequence[Ids], size: int, rng: np.random.Generator
+    sequences: Sequence[Any], size: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Batches of similar length in random order; who shares a batch changes with each epoch."""
     lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
@@ -281,14 +324,25 @@ def disturbed(
     out = []
     for (noise, pad, level), row in zip(draws, rows, strict=True):
         seen = views[row]
-        words, mark = seen.canonical, seen.level
         if noise < config.noise:
-            words = misspelt(words, pick, pick.uniform(0.03, 0.15))
+            share = pick.uniform(0.03, 0.15)
+            sent = misspelt(seen.sent, pick, share) if seen.sent else ""
+            seen = View(misspelt(seen.canonical, pick, share), seen.level, sent)
         if pad < config.padding and len(benign):
-            other = views[int(benign[pick.randrange(len(benign))])].canonical
-            words = f"{other} {words}" if pick.random() < 0.5 else f"{words} {other}"
-        out.append(View(words, pick.randrange(len(VIEW_TOKENS)) if level < 0.05 else mark))
+            other = views[int(benign[pick.randrange(len(benign))])]
+            seen = _together(other, seen) if pick.random() < 0.5 else _together(seen, other)
+        if level < 0.05:
+            seen = replace(seen, level=pick.randrange(LEVELS))
+        out.append(seen)
     return out
+
+
+def _together(first: View, second: View) -> View:
+    """Two messages sent as one."""
+    sent = ""
+    if first.sent or second.sent:
+        sent = f"{first.sent or first.canonical} {second.sent or second.canonical}"
+    return View(f"{first.canonical} {second.canonical}", max(first.level, second.level), sent)
 
 
 def misspelt(words: str, pick: random.Random, share: float) -> str:
@@ -316,54 +370,49 @@ def misspelt(words: str, pick: random.Random, share: float) -> str:
 
 
 def logits(
-    model: TextEncoder, tokens: Tokens, views: Sequence[View], batch: int = 256
+    model: Encoder, reader: Reader, views: Sequence[View], batch: int = 256
 ) -> npt.NDArray[np.float32]:
     """Log odds [n, policies], in the order of `views`."""
-    sequences = tokens.ids(views)
-    out = np.zeros((len(views), model.head.out_features), np.float32)
+    sequences = reader.sequences(views)
+    out = np.zeros((len(views), model.head.linear.out_features), np.float32)
     lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
     model.eval()
     with torch.inference_mode():
         for rows in length_buckets(lengths, batch):
-            ids, mask = tokens.padded([sequences[i] for i in rows])
-            out[rows] = model(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+            out[rows] = run(model, reader.padded([sequences[i] for i in rows])).numpy()
     return out
 
 
-def to_onnx(model: TextEncoder) -> bytes:
-    """The network as ONNX: `ids`, `mask` int64 [n, tokens] to `logits` float32 [n, policies], both sizes
-    free.
-    """
+def to_onnx(model: Encoder, reader: Reader) -> bytes:
+    """The network as ONNX: the reader's inputs, all sizes free, to `logits` float32 [n, policies]."""
     import warnings
 
-    ids, out = torch.ones((2, 7), dtype=torch.int64), io.BytesIO()
+    feeds = reader.padded(reader.sequences([View("free gift claim", 1, "fr33 gift"), View("hello", 0)]))
+    axes = {name: {i: f"{name}_{i}" for i in range(values.ndim)} for name, values in feeds.items()}
+    if "words" in feeds:
+        axes["words"] = {0: "u"}
+    out = io.BytesIO()
     with warnings.catch_warnings():
         # The tracing exporter is marked as old; it takes 0.4 s, and the new one wants another package and 10
         # s.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model.eval(),
-            (ids, torch.ones_like(ids)),
+            tuple(torch.from_numpy(values) for values in feeds.values()),
             out,  # type: ignore[arg-type]  # it takes a buffer too
-            input_names=["ids", "mask"],
+            input_names=list(feeds),
             output_names=["logits"],
-            dynamic_axes={"ids": {0: "n", 1: "tokens"}, "mask": {0: "n", 1: "tokens"}},
+            dynamic_axes={**axes, "logits": {0: "n"}},
             opset_version=17,
             dynamo=False,
         )
     return out.getvalue()
 
 
-def describe(config: EncoderConfig, model: TextEncoder, tokens: Tokens) -> dict[str, Any]:
-    """What is needed to build the network again and to feed it; holds no path of this machine."""
+def describe(config: EncoderConfig, model: Encoder) -> dict[str, Any]:
+    """What is needed to build the network again; holds no path of this machine."""
     backbone = {
         k: v for k, v in model.backbone.config.to_dict().items() if k not in ("_name_or_path", "dtype")
     }
     shown = asdict(config) | {"source": Path(config.source).name if config.source else None}
-    return {
-        "config": shown,
-        "backbone": backbone,
-        "max_tokens": tokens.max_tokens,
-        "pad_id": tokens.pad_id,
-        "view_ids": list(tokens.view_ids),
-    }
+    return {"config": shown, "backbone": backbone}

@@ -58,7 +58,6 @@ class TrainingSpec:
     width: int = 96
     heads: int = 4
     max_tokens: int = 48
-    vocabulary: int = 4096
     epochs: int = 3
     seed: int = 7
 

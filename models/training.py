@@ -30,7 +30,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -47,7 +47,7 @@ from models.dataset import Dataset, Rows, Split, load, split
 from models.detector import Detector
 from models.encoder import EncoderConfig, Examples, Trainer
 from models.fusion import Fusion, Slice, Voice
-from models.tokens import Tokens, View
+from models.tokens import View
 from models.train import Progress, TrainingSpec
 from models.trees import Trees
 from redqueen.errors import InvalidInput
@@ -82,13 +82,12 @@ class Encoding:
             width=spec.width,
             heads=spec.heads,
             max_tokens=spec.max_tokens,
-            vocabulary=spec.vocabulary,
         )
         self.config, self.progress = config, progress
-        self.tokens: Tokens = encoder.make_tokens(config, [data.views[i].canonical for i in parts.everything])
+        self.reader = encoder.make_reader(config)
         epochs = schedule(parts, spec.epochs)
         self.trainer = Trainer(
-            config, self.tokens, Examples(data.views, data.targets, data.weight), epochs, spec.seed
+            config, self.reader, Examples(data.views, data.targets, data.weight), epochs, spec.seed
         )
         self.curve: list[dict[str, Any]] = []
         self._done, self._rehearsed = 0, torch.zeros(0)
@@ -102,7 +101,7 @@ class Encoding:
         while self._done < last:
             self._epoch()
             if self._done == last:
-                self._rehearsed = torch.from_numpy(encoder.logits(self.trainer.model, self.tokens, judged))
+                self._rehearsed = torch.from_numpy(encoder.logits(self.trainer.model, self.reader, judged))
             self._save()
         return self._rehearsed.numpy()
 
@@ -111,7 +110,7 @@ class Encoding:
         if self._done < len(self.trainer.epochs):
             self._epoch()
             self._save()
-        return encoder.logits(self.trainer.model, self.tokens, held)
+        return encoder.logits(self.trainer.model, self.reader, held)
 
     def _epoch(self) -> None:
         figures = self.trainer.run_epoch(self._done)
@@ -180,7 +179,6 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     with ThreadPoolExecutor(1) as beside:
         fitting = beside.submit(_fit_shallow, spec, data, parts)
         encoding = Encoding(spec, data, parts, progress)
-        watch.lap("tokenizer", vocabulary=encoding.tokens.tokenizer.get_vocab_size())
         misspelt = _misspelt(data, parts.judged, spec.seed)
         rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *misspelt.views])
         watch.lap("encoder, rehearsal")
@@ -317,7 +315,9 @@ def _misspelt(data: Dataset, judged: Rows, seed: int) -> Misspelt:
     pick = random.Random(seed)
     return Misspelt(
         [
-            View(encoder.misspelt(data.views[judged[i]].canonical, pick, 0.08), data.views[judged[i]].level)
+            replace(
+                data.views[judged[i]], canonical=encoder.misspelt(data.views[judged[i]].canonical, pick, 0.08)
+            )
             for i in of
         ],
         of,
@@ -454,9 +454,9 @@ def _write(
     metrics = _metrics(spec, data, parts, rehearsal, final)
     contents = {
         bundle.ENCODER: safetensors.torch.save(weights),
-        bundle.NETWORK: _json(encoder.describe(encoding.config, model, encoding.tokens)),
-        bundle.ONNX: encoder.to_onnx(model),
-        bundle.TOKENIZER: encoding.tokens.tokenizer.to_str().encode(),
+        bundle.NETWORK: _json(encoder.describe(encoding.config, model)),
+        bundle.ONNX: encoder.to_onnx(model, encoding.reader),
+        bundle.READER: encoding.reader.to_bytes(),
         bundle.LINEAR: final.shallow.linear.to_bytes(),
         bundle.FUSION: _json(final.fusion.to_dict()),
         bundle.METRICS: _json(metrics),

@@ -82,7 +82,6 @@ def spec(folder: Path, **changes: object) -> TrainingSpec:
         "snapshot": "toy",
         "created_at": "2026-01-02T00:00:00+00:00",
         "width": 32,
-        "vocabulary": 400,
         "epochs": 3,
     }
     return TrainingSpec.from_dict(plain | changes)
