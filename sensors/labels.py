@@ -147,7 +147,9 @@ def label_arrival(context: SensorEvaluationContext, env: Environment) -> SensorR
     first = hour_of(env.settings.partitions_start)
     seen = _Seen.of(context.cursor)
     due = _due(env.store, first, now, seen)
-    late, after = _sweep(env.store, first, now, seen) if seen.looked else ({}, seen)
+    going = _going(context.instance)
+    # An hour that a run is taking in right now looks to the sweep like one that nobody took in.
+    late, after = _sweep(env.store, first, now, seen) if seen.looked and not going else ({}, seen)
     late = {hour: digest for hour, digest in late.items() if hour not in due}
     hours = sorted(due)
     kept = dict(
@@ -163,8 +165,7 @@ def label_arrival(context: SensorEvaluationContext, env: Environment) -> SensorR
     if late:
         why = "; ".join([*([why] if why else []), f"late files in {len(late)} older hour(s)"])
     requests = [_one(hour, due[hour], now) for hour in hours]
-    going = _going(context.instance) if hours else 0
-    if going >= MOST_GOING:
+    if hours and going >= MOST_GOING:
         return SkipReason(f"{len(hours)} hour(s) wait for {going} runs that are going, and are then one run")
     if len(hours) > MOST_RUNS:
         requests = [_range(hours, due, now)]

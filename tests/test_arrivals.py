@@ -131,6 +131,17 @@ def test_a_file_that_is_days_late_is_found_within_a_day(house: House) -> None:
     assert [r for i in range(6) for r in house.tick(at(121.1) + timedelta(minutes=i))] == []
 
 
+def test_the_sweep_waits_for_a_run_that_is_taking_hours_in(house: House) -> None:
+    for i in range(30):
+        house.land(at(i))
+    house.tick(at(30), work=False)  # one run over all of them, which takes its time
+    run = house.launch("hour")
+    assert [house.tick(at(30.1) + timedelta(minutes=i), work=False) for i in range(6)] == [[]] * 6
+    house.instance.delete_run(run)
+    found = [r for i in range(6) for r in house.tick(at(30.3) + timedelta(minutes=i), work=False)]
+    assert found, "a run that came to nothing is made up for"
+
+
 def test_a_late_hour_whose_run_failed_is_asked_for_again_the_next_day(house: House) -> None:
     live_through(house, 30)
     house.land(at(1), "late")
