@@ -44,7 +44,7 @@ ui: setup  ## Dagster on the same instance: web server and daemon
 test: setup  ## All tests
 	@$(BIN)/python -m pytest -q
 
-bench: setup  ## One benchmark: NAME=labels|features|canonical (QUICK=1 for a look)
+bench: setup  ## One benchmark: NAME=labels|features|canonical|streams|training|... (QUICK=1 for a look)
 	@$(BIN)/python benchmarks/$(NAME).py
 
 lint: setup  ## Format, lint, types, import contract

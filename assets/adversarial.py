@@ -110,6 +110,8 @@ def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
         rows.filter(
             (pl.max_horizontal(f"p_{p}" for p in env.settings.policies) >= 0.5)
             & ~pl.col("event_id").str.starts_with("hard:")
+            # A friend request has no words to rewrite.
+            & (pl.col("text") != "")
         )
         .with_columns(unseen=pl.col("event_id").is_in(result["held_event_ids"]))
         .sort(["unseen", "ts", "event_id"], descending=[True, True, False])

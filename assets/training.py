@@ -7,7 +7,7 @@ is made of in `redqueen.trainingset`.
 
 import json
 import shutil
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ from dagster import (
     asset,
 )
 
-from assets import expectations
-from assets.common import OWNERS, RETRY, picture
+from assets import expectations, trainer
+from assets.common import OWNERS, RETRY
 from assets.environment import Environment
 from assets.features import features, read_features
 from assets.labels import gold_key, gold_labels
@@ -35,6 +35,7 @@ from assets.partitions import candidates
 from redqueen import evaluation as judging
 from redqueen import state, trainingset
 from redqueen.clock import hour_of
+from redqueen.errors import RedQueenError
 from redqueen.features import ACTORLESS, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
@@ -43,6 +44,11 @@ from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
 def training_set_key(candidate: str) -> str:
     """Where a candidate's training set is kept."""
     return f"training_sets/candidate={candidate}/part.parquet"
+
+
+def inputs_key(candidate: str) -> str:
+    """Where it is kept what a candidate's training set was made from."""
+    return f"training_sets/candidate={candidate}/inputs.json"
 
 
 def work_folder(env: Environment, candidate: str) -> Path:
@@ -66,28 +72,31 @@ def training_set(
 ) -> MaterializeResult:
     """Every judged message of all time with its features, and the attacks that once worked.
 
-    All history, not a recent window: a detector that forgets old campaigns is beaten by them again.
+    All history, not a recent window: a detector that forgets old campaigns is beaten by them again. What it
+    was made from is kept beside it, each object with its sha256.
     """
     candidate = context.partition_key
-    record = state.candidate(env.store, candidate)
-    end = hour_of(trainingset.instant(record)) + HOUR
-    start = min(landed_hours(env.store, "ingested/events"))
-    received = pl.col("received_at") <= trainingset.instant(record)
-    events = read_hours(env.store, "ingested/events", start, end).filter(received)
-    hard_keys = [key for key in env.store.list("hard_examples/") if key.endswith(".parquet")]
-    gold = pl.read_parquet(env.store.get(gold_key(candidate)).data)
-    table = read_features(env.store, start, end)
-    built = trainingset.build(
-        gold,
-        events,
-        table,
-        read_keys(env.store, hard_keys),
-        policies=env.settings.policies,
-        feature_names=NAMES,
-        max_rows=env.settings.train_max_rows,
+    as_of = trainingset.instant(state.candidate(env.store, candidate))
+    store, digests = trainingset.recording(env.store)
+    start, end = min(landed_hours(env.store, "ingested/events")), hour_of(as_of) + HOUR
+    events = read_hours(store, "ingested/events", start, end).filter(pl.col("received_at") <= as_of)
+    lessons = trainingset.lessons(
+        env.store.list("hard_examples/"), state.all_candidates(env.store), candidate, as_of
     )
+    gold = pl.read_parquet(store.get(gold_key(candidate)).data)
+    table = read_features(store, start, end)
+    chosen: dict[str, Any] = {
+        "policies": env.settings.policies,
+        "feature_names": NAMES,
+        "max_rows": env.settings.train_max_rows,
+    }
+    built = trainingset.build(gold, events, table, read_keys(store, lessons), **chosen)
+    made_from = trainingset.provenance(
+        digests, **chosen, as_of=as_of.isoformat(), features_version=FEATURES_VERSION
+    )
+    env.store.put_json(inputs_key(candidate), {**made_from, "snapshot": built.digest})
     env.store.put(training_set_key(candidate), to_parquet(built.rows.to_arrow()))
-    judged = events.filter(pl.col("text").is_not_null()).join(gold, on="event_id", how="semi")
+    judged = events.join(gold, on="event_id", how="semi")
     lacking = judged.join(table, on="event_id", how="anti").height if table.height else judged.height
     shown, checks = expectations.judge(env, context, "training_set", built.rows, config, asset="training_set")
     return MaterializeResult(
@@ -95,10 +104,16 @@ def training_set(
         metadata={
             "dagster/row_count": built.rows.height,
             "snapshot": built.digest,
+            "inputs": made_from["digest"],
+            "inputs_read": len(digests),
+            "inputs_listed_in": MetadataValue.url(env.store.url(inputs_key(candidate))),
             "benign": built.n_benign,
             **{f"abuse_{policy}": n for policy, n in built.n_abuse.items()},
             "hard_examples": built.n_hard,
+            "near_duplicate_families": built.families,
+            "largest_family": built.largest_family,
             "thinned_benign": built.thinned,
+            "thinned_abuse": built.thinned_abuse,
             "left_out_for_lack_of_features": lacking,
             **shown,
         },
@@ -114,7 +129,7 @@ def training_set(
     kinds={"pytorch", "xgboost", "huggingface"},
     tags={"stage": "training"},
     code_version="1",
-    # A killed training resumes from its last epoch; a third failure is not bad luck.
+    # A killed training resumes where it was; a third failure is not bad luck.
     retry_policy=RetryPolicy(max_retries=1, delay=5),
     pool="training",
 )
@@ -123,8 +138,8 @@ def candidate_model(
 ) -> MaterializeResult:
     """The trained detector: text encoder, trees on behaviour, a linear baseline beside them, calibrated.
 
-    Progress streams into this run's log. `selected` says which is served: the baseline wins where it is as
-    good.
+    Progress streams into this run's log, its figures into this asset's plots. `selected` says which is
+    served: the baseline wins where it is as good.
     """
     from models.bundle import publish
     from models.signing import signer_of, trust_of
@@ -137,6 +152,7 @@ def candidate_model(
     dataset = folder / "dataset.parquet"
     dataset.write_bytes(env.store.get(training_set_key(candidate)).data)
     record = state.candidate(env.store, candidate)
+    champion = state.rollout_state(env.store).champion
     spec = TrainingSpec(
         dataset=str(dataset),
         out=str(folder),
@@ -145,8 +161,11 @@ def candidate_model(
         features_version=FEATURES_VERSION,
         fpr_budget=settings.fpr_budget,
         label_error=settings.label_error,
+        miss_costs=settings.miss_costs,
         snapshot=trainingset.digest(pl.read_parquet(dataset)),
-        parent=state.rollout_state(env.store).champion,
+        parent=champion,
+        parent_bundle=_folder_of(context, env, champion),
+        warm_start=settings.train_warm_start,
         created_at=record["created_at"],
         encoder=settings.encoder,
         layers=settings.encoder_layers,
@@ -155,37 +174,31 @@ def candidate_model(
         max_tokens=settings.max_tokens,
         epochs=settings.train_epochs,
         seed=settings.train_seed,
+        seconds=float(settings.training_timeout_s),
+        memory_mb=settings.training_memory_mb,
     )
-    pipes.run(
-        command=[sys.executable, "-m", "models.train"], context=context, extras={"spec": spec.to_dict()}
-    ).get_results()
-    result = json.loads((folder / "result.json").read_text())
+    result = trainer.train(context, pipes, spec)
     signer_of(settings).sign(Path(result["bundle"]))
     model_id = publish(env.store, Path(result["bundle"]), trust_of(settings))
     state.advance_candidate(
         env.store, candidate, "trained", env.clock.now(), f"trained as {model_id}",
         model_id=model_id, selected=result["selected"],
     )  # fmt: skip
-    return MaterializeResult(data_version=DataVersion(model_id), metadata=_training_metadata(result))
+    return MaterializeResult(data_version=DataVersion(model_id), metadata=trainer.metadata_of(result))
 
 
-def _training_metadata(result: dict[str, Any]) -> dict[str, Any]:
-    seconds = [TableRecord({"part": k, "seconds": round(float(v), 2)}) for k, v in result["seconds"].items()]
-    return {
-        "model_id": result["model_id"],
-        "selected": result["selected"],
-        "training_seconds": float(result["total_seconds"]),
-        **judging.headline(result["metrics"]),
-        "seconds_by_part": MetadataValue.table(seconds),
-        "learning_curve": picture(lambda axes: _draw_curve(axes, result["curve"])),
-    }
+def _folder_of(context: AssetExecutionContext, env: Environment, champion: str | None) -> str | None:
+    """The champion's verified folder. One that cannot be had does not hold up its successor."""
+    from models.bundle import fetch
+    from models.signing import trust_of
 
-
-def _draw_curve(axes: Any, curve: list[dict[str, float]]) -> None:
-    epochs = [point["epoch"] for point in curve]
-    axes.plot(epochs, [point["loss"] for point in curve], marker="o", color="#0b6e4f")
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("training loss")
+    if champion is None:
+        return None
+    try:
+        return str(fetch(env.store, champion, env.settings.home / "cache", trust_of(env.settings)))
+    except RedQueenError as error:
+        context.log.warning(f"trained without a look at the champion: {error}")
+        return None
 
 
 @asset(
@@ -204,13 +217,20 @@ def _draw_curve(axes: Any, curve: list[dict[str, float]]) -> None:
             blocking=True,
             description="On messages it has not seen: enough recall, false positives within budget, and not "
             "worse than the champion.",
-        )
+        ),
+        AssetCheckSpec(
+            "slices_hold",
+            asset="evaluation",
+            blocking=True,
+            description="In no policy, language, account age or community size significantly behind the "
+            "champion on the same messages.",
+        ),
     ],
 )
 def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeResult:
     """The candidate against the champion on held-out messages, by policy and by slice.
 
-    If the gate fails here, the candidate goes no further and the champion stays.
+    If the gate fails here, or a slice falls behind, the candidate goes no further and the champion stays.
     """
     from models.detector import Detector
 
@@ -218,31 +238,40 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     record = state.candidate(env.store, candidate)
     held = _held(env, candidate)
     live = state.rollout_state(env.store).champion
-    reports = {}
+    budget, reports, acted = env.settings.fpr_budget, {}, {}
     for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
         if model_id is not None:
             detector = Detector.of_home(env.settings, env.store, model_id)
             scores = detector.score(held["text"].to_list(), features_for(detector, held))
             reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
-    verdict = judging.gate(reports["candidate"], reports.get("champion"), env.settings.fpr_budget)
+            acted[role] = judging.acted_on(scores, detector.thresholds)
+    compared = []
+    if "champion" in acted:
+        policies = env.settings.policies
+        compared = judging.compare(held, acted["candidate"], acted["champion"], policies, budget)
+    verdicts = {
+        "evaluation_gate": judging.gate(reports["candidate"], reports.get("champion"), budget),
+        "slices_hold": judging.slice_verdict(compared),
+    }
+    # A failed verdict alone tells why; the good news of the other one would only hide it.
+    broken = [reason for v in verdicts.values() if not v.passed for reason in v.reasons]
+    reasons = broken or [reason for v in verdicts.values() for reason in v.reasons]
     report = {
         "candidate": candidate,
         "model_id": record["model_id"],
-        "passed": verdict.passed,
-        "reasons": list(verdict.reasons),
+        "passed": not broken,
+        "reasons": reasons,
         "reports": {role: r.to_dict() for role, r in reports.items()},
+        "compared": [asdict(c) for c in compared],
     }
     env.store.put_json(f"evaluations/{record['model_id']}/evaluation.json", report)
-    status = "evaluated" if verdict.passed else "rejected"
-    state.advance_candidate(env.store, candidate, status, env.clock.now(), "; ".join(verdict.reasons))
+    status = "rejected" if broken else "evaluated"
+    state.advance_candidate(env.store, candidate, status, env.clock.now(), "; ".join(reasons))
     return MaterializeResult(
-        metadata=_evaluation_metadata(reports),
+        metadata=_evaluation_metadata(reports, compared),
         check_results=[
-            AssetCheckResult(
-                check_name="evaluation_gate",
-                passed=verdict.passed,
-                metadata={"verdict": "; ".join(verdict.reasons)},
-            )
+            AssetCheckResult(check_name=name, passed=v.passed, metadata={"verdict": "; ".join(v.reasons)})
+            for name, v in verdicts.items()
         ],
     )
 
@@ -258,26 +287,56 @@ def features_for(detector: Any, rows: pl.DataFrame) -> Any:
 
 
 def _held(env: Environment, candidate: str) -> pl.DataFrame:
-    """The rows of the training set that the candidate's training never learnt from."""
+    """The rows of the training set that the candidate's training never learnt from: held messages, and what
+    attacks once made of them.
+    """
     result = work_folder(env, candidate) / "result.json"
     if not result.exists():
         raise Failure(f"the work folder of {candidate} is gone: materialize candidate_model again")
     ids = json.loads(result.read_text())["held_event_ids"]
     rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    return rows.filter(pl.col("event_id").is_in(ids))
+    return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(ids))
 
 
-def _evaluation_metadata(reports: dict[str, judging.Report]) -> dict[str, Any]:
+def _evaluation_metadata(
+    reports: dict[str, judging.Report], compared: list[judging.Comparison]
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for role, report in reports.items():
         metadata |= {f"{role}_recall": round(report.recall, 4), f"{role}_fpr": round(report.fpr, 4)}
+        metadata[f"{role}_recall_95"] = _interval(report.recall_low, report.recall_high, 3)
+        metadata[f"{role}_fpr_95"] = _interval(report.fpr_low, report.fpr_high, 4)
     slices = [
         TableRecord(
-            {"slice": name, "abusive": s.n_abuse, "recall": round(s.recall, 3), "fpr": round(s.fpr, 4)}
+            {
+                "slice": name,
+                "abusive": s.n_abuse,
+                "recall": round(s.recall, 3),
+                "recall 95%": _interval(s.recall_low, s.recall_high, 3),
+                "benign": s.n_benign,
+                "fpr": round(s.fpr, 4),
+                "fpr 95%": _interval(s.fpr_low, s.fpr_high, 4),
+                **_against(name, compared),
+            }
         )
         for name, s in reports["candidate"].slices.items()
     ]
-    return metadata | {"slices": MetadataValue.table(slices)}
+    behind = sum(c.behind for c in compared)
+    return metadata | {"slices_behind": behind, "slices": MetadataValue.table(slices)}
+
+
+def _interval(low: float, high: float, digits: int) -> str:
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _against(name: str, compared: list[judging.Comparison]) -> dict[str, str]:
+    """The champion's figures in one slice, with the adjusted p value; empty where it was not compared."""
+    found = {c.what: c for c in compared if c.slice == name}
+    told = {what: f"{c.champion:.4f} (p {c.p:.2g})" for what, c in found.items()}
+    return {
+        "champion's recall": told.get("recall", ""),
+        "champion's fpr": told.get("false positives", ""),
+    }
 
 
 def clean_work(env: Environment, candidate: str) -> None:

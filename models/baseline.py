@@ -20,6 +20,7 @@ Floats = npt.NDArray[np.floating[Any]]
 
 BITS = 18
 GRAMS = (2, 3, 4, 5)
+LEAST_MESSAGES = 2
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _WORD, _PAIR = np.uint64(0x517CC1B727220A95), np.uint64(0x2545F4914F6CDD1D)
@@ -132,8 +133,8 @@ def fit(
     weight: Floats,
     *,
     start: Linear | None = None,
-    strength: float = 20.0,
-    iterations: int = 40,
+    strength: float = 60.0,
+    iterations: int = 80,
 ) -> Linear:
     """Weighted logistic regression on soft targets, all policies at once, by L-BFGS.
 
@@ -150,9 +151,11 @@ def fit(
 
     counts = design.counts[rows]
     document = np.bincount(counts.indices, minlength=2**BITS)
-    idf = (np.log((1 + len(rows)) / (1 + document)) + 1).astype(np.float32)
+    # What one message alone contains says nothing of the next, and would take most of the norm.
+    idf = np.where(document >= LEAST_MESSAGES, np.log((1 + len(rows)) / (1 + document)) + 1, 0.0)
+    idf = idf.astype(np.float32)
     norm = np.sqrt(counts @ (idf**2) + 1e-6)
-    seen = np.flatnonzero(document)
+    seen = np.flatnonzero(idf)
     x = (diags_array(1 / norm) @ counts @ diags_array(idf)).tocsc()[:, seen].tocsr().astype(np.float32)
     x_t = x.T.tocsr()
     n_policies = targets.shape[1]

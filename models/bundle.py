@@ -30,10 +30,16 @@ ENCODER, NETWORK, ONNX, READER = "encoder.safetensors", "encoder.json", "encoder
 LINEAR, TREES, FUSION = "linear.safetensors", "trees.ubj", "fusion.json"
 METRICS, CARD = "metrics.json", "model_card.md"
 
-IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, TREES, FUSION)
+ONNX_INT8, CASCADE = "encoder.int8.onnx", "cascade.json"
+"""What serving may use to answer sooner; there only if it passed its gate."""
+
+IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, TREES, FUSION, ONNX_INT8, CASCADE)
 """The files that decide what a model answers; `model_id` hashes them, and not metrics, prose or times."""
 
-REQUIRED = (ENCODER, NETWORK, ONNX, READER, LINEAR, FUSION, METRICS, CARD)
+REQUIRED = (LINEAR, FUSION, METRICS, CARD)
+
+ENCODER_FILES = (ENCODER, NETWORK, ONNX, READER)
+"""All of them, or none: a model may do without an encoder."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,8 @@ def check_names(manifest: Manifest) -> None:
             or name in (".", "..")
         ):
             raise BundleError(f"'{name}' would leave the folder")
-    if missing := sorted(set(REQUIRED) - manifest.files.keys()):
+    needed = {*REQUIRED, *(ENCODER_FILES if set(ENCODER_FILES) & manifest.files.keys() else ())}
+    if missing := sorted(needed - manifest.files.keys()):
         raise BundleError(f"'{missing[0]}' is not in the manifest")
     names = manifest.feature_names
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -7,6 +7,7 @@ Which labels make a training set is decided before, in `redqueen.trainingset`; w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +22,38 @@ Rows = npt.NDArray[np.int64]
 NEWEST = 0.2
 """Share of the messages, the newest, that the rehearsal is judged on."""
 
+FORWARD = (0.5, 0.75)
+"""Where the older messages are cut besides: linear model and trees learn from those before a cut and predict
+those up to the next one."""
+
 HELD_BENIGN, HELD_ABUSE = 0.15, 0.10
 """Shares of near-duplicate groups held for calibration. Thresholds need many benign messages; abuse is dear.
 """
 
+MOST_HELD_BENIGN, MOST_HELD_ABUSE = 4_000, 500
+"""About so many messages at most: they tell recall to two points and a false-positive share of 1% to a third
+of it, and what is held beyond that is missed in learning (a point of recall on campaigns that are new)."""
+
+LARGEST_HELD = 40
+"""Messages of the largest group that may be held. A campaign that floods the platform must be learnt from,
+whatever the draw says, and a hundred copies held are one message to calibrate on."""
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training set in memory, sorted by time; rows line up across the fields."""
+    """A training set in memory, sorted by time; rows line up across the fields, `sent_at` in microseconds.
+
+    `weight` is what a message weighs in learning, `stands_for` in judging: a message that was kept where
+    others like it were left out speaks for those too.
+    """
 
     event_ids: list[str]
+    sent_at: Rows
     texts: list[str]
     views: list[View]
     targets: npt.NDArray[np.float32]
     weight: npt.NDArray[np.float32]
+    stands_for: npt.NDArray[np.float64]
     group: Rows
     synthetic: npt.NDArray[np.bool_]
     features: npt.NDArray[np.float32] | None
@@ -43,6 +62,11 @@ class Dataset:
     def canonical(self) -> list[str]:
         """The canonical texts."""
         return [v.canonical for v in self.views]
+
+    @property
+    def wordless(self) -> npt.NDArray[np.bool_]:
+        """Messages in which there is nothing to read."""
+        return np.array([not v.canonical for v in self.views], dtype=bool)
 
     @property
     def abusive(self) -> npt.NDArray[np.bool_]:
@@ -66,7 +90,9 @@ def load(spec: TrainingSpec) -> Dataset:
         raise InvalidInput(
             f"{spec.dataset} has no column '{missing[0]}': build the training set for these policies"
         )
-    table = table.select(needed).drop_nulls(["text", "ts"]).sort("ts", "event_id", "text")
+    if "inclusion" not in table.columns:
+        table = table.with_columns(inclusion=pl.lit(1.0))
+    table = table.select(*needed, "inclusion").drop_nulls(["text", "ts"]).sort("ts", "event_id", "text")
     if table.height < 50:
         raise InvalidInput(f"{spec.dataset} has {table.height} messages: at least 50 are needed to train")
     matrix = (
@@ -74,6 +100,7 @@ def load(spec: TrainingSpec) -> Dataset:
     )
     return Dataset(
         event_ids=table["event_id"].to_list(),
+        sent_at=table["ts"].dt.epoch("us").to_numpy(),
         texts=table["text"].to_list(),
         views=views(table["text"].to_list()),
         targets=table.select([f"p_{p}" for p in spec.policies])
@@ -81,6 +108,7 @@ def load(spec: TrainingSpec) -> Dataset:
         .cast(pl.Float32)
         .to_numpy(order="c"),
         weight=table["weight"].fill_null(1).cast(pl.Float32).to_numpy(),
+        stands_for=(table["weight"].fill_null(1).cast(pl.Float64) / table["inclusion"]).to_numpy(),
         group=_families(table),
         synthetic=table["event_id"].str.starts_with("hard:").to_numpy(),
         features=None if matrix is None else np.ascontiguousarray(matrix.to_numpy()),
@@ -99,7 +127,10 @@ def _families(table: pl.DataFrame) -> Rows:
 
 @dataclass(frozen=True)
 class Split:
-    """Which rows do what; all sorted by time. `judged` is the later, unrelated part of `newest`."""
+    """Which rows do what; all sorted by time. `judged` is the later, unrelated part of `newest`.
+
+    `held_weight` is what each held message stands for in the traffic.
+    """
 
     older: Rows
     newest: Rows
@@ -114,19 +145,36 @@ class Split:
 
 
 def split(data: Dataset, seed: int) -> Split:
-    """Hold whole near-duplicate groups, then cut the rest by time."""
+    """Hold whole near-duplicate groups, none of the largest, then cut the rest by time."""
     draw = _uniform(data.group, seed)
-    groups, inverse = np.unique(data.group, return_inverse=True)
+    groups, inverse, size = np.unique(data.group, return_inverse=True, return_counts=True)
     has_abuse = np.bincount(inverse, data.abusive, len(groups))[inverse] > 0
-    rate = np.where(has_abuse, HELD_ABUSE, HELD_BENIGN)
-    held_group = draw < rate
+    n_abuse = max(1, int(has_abuse.sum()))
+    n_benign = max(1, len(has_abuse) - n_abuse)
+    rate = np.where(
+        has_abuse,
+        min(HELD_ABUSE, MOST_HELD_ABUSE / n_abuse),
+        min(HELD_BENIGN, MOST_HELD_BENIGN / n_benign),
+    )
+    held_group = (draw < rate) & (size[inverse] <= LARGEST_HELD)
     held = np.flatnonzero(held_group & ~data.synthetic)
     rest = np.flatnonzero(~held_group)
     at = int(len(rest) * (1 - NEWEST))
     older, newest = rest[:at], rest[at:]
-    apart = ~np.isin(data.group[newest], data.group[older]) & ~data.synthetic[newest]
     # Each kind of group stands for those of its kind that were not held.
-    return Split(older, newest, newest[apart], held, data.weight[held] / rate[held])
+    return Split(older, newest, _unrelated(data, newest, older), held, data.stands_for[held] / rate[held])
+
+
+def forward(data: Dataset, older: Rows) -> list[tuple[Rows, Rows]]:
+    """Pairs of rows, those to learn from and later ones to predict, that share no near-duplicates."""
+    ends = [*(int(len(older) * share) for share in FORWARD), len(older)]
+    pairs = [(older[:at], older[at:end]) for at, end in pairwise(ends)]
+    return [(known, _unrelated(data, later, known)) for known, later in pairs]
+
+
+def _unrelated(data: Dataset, later: Rows, known: Rows) -> Rows:
+    """Those of `later` that people sent and that are no near-duplicates of what is `known`."""
+    return later[~np.isin(data.group[later], data.group[known]) & ~data.synthetic[later]]
 
 
 def _uniform(keys: Rows, seed: int) -> npt.NDArray[np.float64]:

@@ -1,6 +1,9 @@
 """The detector as serving, evaluation and attacks use it: a verified bundle, messages in, probabilities out.
 
 Runs on ONNX Runtime, one thread; loads no torch. Training does not belong here.
+
+A bundle may hold shortcuts (`Shortcuts`) that answer sooner and nearly the same. Serving takes them;
+evaluation and attacks do not, unless they ask: int8 as the target of an attack hides weakness.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +21,10 @@ import numpy.typing as npt
 from models import bundle
 from models.baseline import Linear
 from models.bundle import Manifest
+from models.cascade import Cascade, Watch
 from models.fusion import Fusion
 from models.signing import Trust, trust_of
-from models.tokens import View, length_buckets, load_reader, views
+from models.tokens import Reader, View, length_buckets, load_reader, views
 from models.trees import Trees
 from redqueen.errors import BundleError, InvalidInput
 
@@ -33,6 +38,28 @@ BATCH = 64
 """Messages through the network at a time: larger batches fall out of the core's cache and are slower."""
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """What a service may use, where the bundle has it, to answer sooner.
+
+    Attributes:
+        int8: the encoder in int8.
+        cascade: a first stage that settles most messages without the encoder.
+        audit_rate: share of the settled messages that the whole model reads all the same.
+        salt: decides which.
+    """
+
+    int8: bool = True
+    cascade: bool = True
+    audit_rate: float = 0.02
+    salt: str = ""
+
+    @staticmethod
+    def of(settings: Settings) -> Shortcuts:
+        """Those that the settings allow."""
+        return Shortcuts(cascade=settings.cascade, audit_rate=settings.cascade_audit_rate, salt=settings.salt)
+
+
 class Detector:
     """A loaded bundle. Safe to share between threads.
 
@@ -42,23 +69,36 @@ class Detector:
         thresholds: float32 [policies]; a message at or above one of them is acted on.
         feature_names: the columns that `features` must have; empty without behaviour.
         manifest: all else that the bundle says of itself.
+        parts: what gives log odds, by name: encoder, linear, trees; those that are listened to.
+        watch: counts what the first stage settles; None where every message is read by all parts.
     """
 
-    def __init__(self, manifest: Manifest, fusion: Fusion, parts: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        fusion: Fusion,
+        parts: dict[str, Any],
+        cascade: Cascade | None = None,
+        watch: Watch | None = None,
+    ) -> None:
         self.manifest = manifest
         self.model_id = manifest.model_id
         self.policies = manifest.policies
         self.feature_names = manifest.feature_names
         self.thresholds: Floats = np.asarray(fusion.thresholds, np.float32)
         self._fusion = fusion
-        self._parts = parts
+        self.parts = parts
+        self._cascade, self.watch = cascade, watch
 
     @classmethod
-    def load(cls, folder: Path | str, trust: Trust | None = None) -> Detector:
+    def load(
+        cls, folder: Path | str, trust: Trust | None = None, shortcuts: Shortcuts | None = None
+    ) -> Detector:
         """Verify a bundle and load it from the verified bytes.
 
         Args:
             trust: whose signature it must carry. None is for a bundle that this process just made.
+            shortcuts: which to take. None is the float network, and every message by all parts.
 
         Raises:
             BundleError: it does not verify, or its files do not fit each other.
@@ -66,20 +106,26 @@ class Detector:
         manifest, files = bundle.read(Path(folder), trust)
         try:
             fusion = Fusion.from_dict(json.loads(files[bundle.FUSION]))
-            return cls(manifest, fusion, _load_parts(manifest, files, fusion))
+            parts = _load_parts(manifest, files, fusion, int8=shortcuts is not None and shortcuts.int8)
+            if shortcuts is None or not shortcuts.cascade or bundle.CASCADE not in files:
+                return cls(manifest, fusion, parts)
+            watch = Watch(shortcuts.audit_rate, shortcuts.salt)
+            return cls(manifest, fusion, parts, Cascade.from_bytes(files[bundle.CASCADE]), watch)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleError(f"bundle {folder} verifies but does not load: {error}") from error
 
     @classmethod
-    def of_home(cls, settings: Settings, store: ObjectStore, model_id: str) -> Detector:
-        """A published model, verified and loaded by way of the home's cache.
+    def of_home(
+        cls, settings: Settings, store: ObjectStore, model_id: str, shortcuts: Shortcuts | None = None
+    ) -> Detector:
+        """A published model, verified and loaded by way of the home's cache; `shortcuts` as in `load`.
 
         Raises:
             NotFound: there is no such model.
             BundleError: it does not verify, is not signed by whom this home trusts, or does not load.
         """
         trust = trust_of(settings)
-        return cls.load(bundle.fetch(store, model_id, settings.home / "cache", trust), trust)
+        return cls.load(bundle.fetch(store, model_id, settings.home / "cache", trust), trust, shortcuts)
 
     def score(self, texts: Sequence[str], features: npt.ArrayLike | None = None) -> Floats:
         """Calibrated probabilities, float32 [n, policies].
@@ -97,15 +143,30 @@ class Detector:
 
     def score_views(self, views: Sequence[View], features: npt.ArrayLike | None = None) -> Floats:
         """`score` of messages that were read already."""
-        logits: dict[str, npt.NDArray[np.floating[Any]]] = {}
-        if "linear" in self._parts:
-            logits["linear"] = self._parts["linear"].logits([v.canonical for v in views])
-        if "encoder" in self._parts:
-            logits["encoder"] = self._parts["encoder"].logits(views)
-        known = None if features is None else self._checked(features, len(views))
-        if known is not None and "trees" in self._parts:
-            logits["trees"] = self._parts["trees"].logits(known)
-        return self._fusion.probabilities(logits)
+        trees = None
+        if features is not None:
+            known = self._checked(features, len(views))
+            trees = self.parts["trees"].logits(known) if "trees" in self.parts else None
+        if self._cascade is None or self.watch is None or self.watch.tripped:
+            return self._whole(views, trees)
+        scores, settled = self._cascade.settle(self.parts["linear"], [v.canonical for v in views], trees)
+        read = ~settled | self.watch.sampled(views)
+        if read.any():
+            asked = np.flatnonzero(read)
+            scores[asked] = self._whole(
+                [views[i] for i in asked.tolist()], None if trees is None else trees[asked]
+            )
+        self.watch.record(settled, read, self.decide(scores))
+        return scores
+
+    def _whole(self, views: Sequence[View], trees: Floats | None) -> Floats:
+        """Every part's opinion, fused."""
+        logits: dict[str, npt.NDArray[np.floating[Any]]] = {} if trees is None else {"trees": trees}
+        if "linear" in self.parts:
+            logits["linear"] = self.parts["linear"].logits([v.canonical for v in views])
+        if "encoder" in self.parts:
+            logits["encoder"] = self.parts["encoder"].logits(views)
+        return self._fusion.probabilities(logits, np.array([not v.canonical for v in views], dtype=bool))
 
     def score_texts(self, texts: Sequence[str]) -> Floats:
         """`score` by text alone: what an attacker who changes only words can move."""
@@ -130,23 +191,26 @@ class Detector:
         return matrix
 
 
-def _load_parts(manifest: Manifest, files: dict[str, bytes], fusion: Fusion) -> dict[str, Any]:
-    """Only the parts that the voices listen to."""
+def _load_parts(
+    manifest: Manifest, files: dict[str, bytes], fusion: Fusion, *, int8: bool = False
+) -> dict[str, Any]:
+    """Only the parts that the voices listen to; the encoder in int8 if that is asked for and there."""
     wanted = {*fusion.full.parts, *fusion.text_only.parts}
     parts: dict[str, Any] = {}
     if "linear" in wanted:
         parts["linear"] = Linear.from_bytes(files[bundle.LINEAR])
     if "encoder" in wanted:
-        parts["encoder"] = _Network(files[bundle.ONNX], files[bundle.READER])
+        onnx = files[bundle.ONNX_INT8 if int8 and bundle.ONNX_INT8 in files else bundle.ONNX]
+        parts["encoder"] = Network(onnx, load_reader(files[bundle.READER]))
     if "trees" in wanted:
         parts["trees"] = Trees.from_bytes(files[bundle.TREES], len(manifest.policies))
     return parts
 
 
-class _Network:
+class Network:
     """The encoder on ONNX Runtime."""
 
-    def __init__(self, onnx: bytes, reader: bytes) -> None:
+    def __init__(self, onnx: bytes, reader: Reader) -> None:
         import onnxruntime
 
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -155,10 +219,11 @@ class _Network:
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
-        self._reader = load_reader(reader)
+        self._reader = reader
         self._policies = self._session.get_outputs()[0].shape[1]
 
     def logits(self, views: Sequence[View]) -> Floats:
+        """Log odds [n, policies] of messages."""
         sequences = self._reader.sequences(views)
         out = np.zeros((len(sequences), self._policies), np.float32)
         lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))

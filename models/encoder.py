@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import io
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from models.perturb import disturbed
 from models.tokens import KINDS, LEVELS, WORD, Feeds, Pieces, Reader, View, Words, length_buckets
 
 
@@ -43,9 +42,9 @@ class EncoderConfig:
     """Peak rate; None is 2e-3 from scratch and 5e-5 for a pretrained encoder."""
     weight_decay: float = 0.01
     noise: float = 0.2
-    """Share of training messages whose characters are disturbed afresh each epoch."""
+    """Share of training messages that are disturbed afresh each epoch (see `models.perturb`)."""
     padding: float = 0.1
-    """Share of training messages that get a benign message put before or after them."""
+    """Share of training messages that get parts of a benign message before or after them."""
 
     @property
     def peak_rate(self) -> float:
@@ -74,19 +73,20 @@ def _local(source: str) -> dict[str, bool]:
 class WordVectors(nn.Module):
     """The code points of words [u, WORD, 3 bytes] to vectors [u, width].
 
-    A byte is eight bits times a matrix, which is looking up one of 256 rows; two convolutions over the
-    characters see which stand beside which, the maximum over the word what it contains anywhere.
+    A byte is eight bits times a matrix, which is looking up one of 256 rows; convolutions over the characters
+    see which stand near which (up to five away to either side), the maximum over the word what it contains
+    anywhere.
     """
 
     bits: Tensor
 
-    def __init__(self, width: int, channels: int = 64) -> None:
+    def __init__(self, width: int, channels: int = 96) -> None:
         super().__init__()
         self.register_buffer("bits", ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).float(), False)
         self.from_bits = nn.Parameter(torch.randn(3, 8, channels) * 0.3)
         self.place = nn.Parameter(torch.randn(WORD, channels) * 0.1)
         self.one = nn.Linear(channels, channels)
-        self.near = nn.Conv1d(channels, channels, 3, padding=1)
+        self.near = nn.ModuleList([nn.Conv1d(channels, channels, 5, padding=2) for _ in range(2)])
         self.far = nn.Conv1d(channels, 2 * channels, 3, padding=1)
         self.out = nn.Linear(2 * channels, width)
 
@@ -97,10 +97,11 @@ class WordVectors(nn.Module):
             nn.functional.embedding(codes[..., i], rows) for i, rows in enumerate(self.bits @ self.from_bits)
         )
         there = (codes.sum(-1, keepdim=True) > 0).to(characters.dtype)
-        seen = self.one(torch.relu(characters)) * there
-        seen = torch.relu(self.near(seen.transpose(1, 2))) * there.transpose(1, 2) + seen.transpose(1, 2)
-        seen = torch.relu(self.far(seen)) * there.transpose(1, 2)
-        return self.out(seen.amax(2))
+        seen = (self.one(torch.relu(characters)) * there).transpose(1, 2)
+        there = there.transpose(1, 2)
+        for near in self.near:
+            seen = torch.relu(near(seen)) * there + seen
+        return self.out((torch.relu(self.far(seen)) * there).amax(2))
 
 
 class _Head(nn.Module):
@@ -180,27 +181,35 @@ def build(config: EncoderConfig, policies: int) -> Encoder:
 
 
 def run(model: Encoder, feeds: Feeds) -> Tensor:
-    """Log odds [n, policies] of one batch of a reader."""
-    return model(**{name: torch.from_numpy(values) for name, values in feeds.items()})
+    """Log odds [n, policies] of one batch of a reader, computed where the network is."""
+    device = model.head.linear.weight.device
+    return model(**{name: torch.from_numpy(values).to(device) for name, values in feeds.items()})
 
 
 # -- training ------------------------------------------------------------------------------------------------
 
 
+CHARACTERS_A_PLACE = 12
+"""More than a place of the reader takes up, so that a text cut to it still fills every place."""
+
+
 @dataclass(frozen=True)
 class Examples:
-    """What an encoder learns from: views of messages, soft targets [n, policies], weights [n]."""
+    """What an encoder learns from: views of messages, soft targets [n, policies], weights [n], and the texts
+    as they were sent, where they are known.
+    """
 
     views: Sequence[View]
     targets: npt.NDArray[np.float32]
     weight: npt.NDArray[np.float32]
+    texts: Sequence[str] = ()
 
 
 class Trainer:
-    """A network, its optimizer and its place in a fixed schedule of epochs.
+    """A network and its optimizer on a fixed schedule of epochs; on the graphics card where there is one.
 
-    Each epoch draws its randomness from (seed, epoch) alone, so a run that resumes from an epoch's checkpoint
-    ends with the model that an uninterrupted run ends with.
+    Each epoch draws its randomness from (seed, epoch) and each step from (seed, epoch, step) alone, so a run
+    that resumes from any step's `state` ends with the model that an uninterrupted run ends with.
     """
 
     def __init__(
@@ -208,43 +217,56 @@ class Trainer:
         config: EncoderConfig,
         reader: Reader,
         examples: Examples,
-        epochs: Sequence[npt.NDArray[np.int64]],
+        rehearsal: Sequence[npt.NDArray[np.int64]],
+        refresh: Sequence[npt.NDArray[np.int64]],
         seed: int,
     ) -> None:
         torch.manual_seed(seed)
         self.config, self.reader, self.examples = config, reader, examples
-        self.epochs, self.seed = epochs, seed
-        self.model = build(config, examples.targets.shape[1])
+        self.epochs, self.rehearsals, self.seed = [*rehearsal, *refresh], len(rehearsal), seed
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = build(config, examples.targets.shape[1]).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.peak_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in epochs)])
+        self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in self.epochs)])
         # Abuse is rare: weigh it up, but by the root, or the few mislabelled messages rule the gradient.
         positive = (examples.targets * examples.weight[:, None]).sum(0) / max(examples.weight.sum(), 1e-9)
         self.positive_weight = torch.tensor(
-            np.clip(np.sqrt(1 / np.maximum(positive, 1e-4)), 1, 6), dtype=torch.float32
+            np.clip(np.sqrt(1 / np.maximum(positive, 1e-4)), 1, 6), dtype=torch.float32, device=self.device
         )
         self.benign = np.flatnonzero(examples.targets.max(1) < 0.2)
 
-    def run_epoch(self, epoch: int) -> dict[str, float]:
-        """Train one epoch; returns its mean loss and its speed in examples a second."""
-        torch.manual_seed(self.seed * 1_000 + epoch)
+    def steps(self, epoch: int, done: int = 0) -> Iterator[tuple[float, int]]:
+        """Train an epoch from where `done` of its steps are done: the mean loss and the size of each batch.
+
+        A step is learnt when it is asked for; `state` in between is that after the last one.
+        """
         rng = np.random.default_rng([self.seed, epoch])
-        rows = self.epochs[epoch]
-        began, total, step = time.perf_counter(), 0.0, int(self.steps_before[epoch])
-        sequences = self.reader.sequences(disturbed(self.examples.views, rows, self.benign, self.config, rng))
+        rows, first = self.epochs[epoch], int(self.steps_before[epoch])
+        sequences = self.reader.sequences(self._disturbed(rows, rng))
         self.model.train()
-        for batch in _shuffled_buckets(sequences, self.config.batch, rng):
+        for step, batch in enumerate(_shuffled_buckets(sequences, self.config.batch, rng)):
+            if step < done:
+                continue
+            torch.manual_seed((self.seed * 1_000 + epoch) * 1_000_000 + step)
             for group in self.optimizer.param_groups:
-                group["lr"] = self._rate(step)
-            total += self._step([sequences[i] for i in batch], rows[batch]) * len(batch)
-            step += 1
-        seconds = time.perf_counter() - began
-        return {"loss": total / len(rows), "examples_per_s": len(rows) / seconds}
+                group["lr"] = self._rate(first + step)
+            yield self._step([sequences[i] for i in batch], rows[batch]), len(batch)
+
+    def _disturbed(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> list[View]:
+        seen, config = self.examples, self.config
+        most = CHARACTERS_A_PLACE * config.max_tokens
+        return disturbed(seen.views, seen.texts, rows, self.benign, config.noise, config.padding, most, rng)
 
     def _rate(self, step: int) -> float:
-        """Warm up over a twentieth of all steps, then fall along a cosine to a tenth."""
-        done = step / max(1, int(self.steps_before[-1]))
+        """Warm up over a twentieth of the steps, then fall along a cosine to a tenth; in the rehearsal, and
+        once more in the refresh.
+        """
+        begin, end = 0, int(self.steps_before[self.rehearsals])
+        if step >= end:
+            begin, end = end, int(self.steps_before[-1])
+        done = (step - begin) / max(1, end - begin)
         return (
             self.config.peak_rate
             * min(1.0, (done + 1e-3) / 0.05)
@@ -253,11 +275,11 @@ class Trainer:
 
     def _step(self, sequences: Sequence[Any], rows: npt.NDArray[np.int64]) -> float:
         feeds = self.reader.padded(sequences)
-        target = torch.from_numpy(self.examples.targets[rows])
-        weight = torch.from_numpy(self.examples.weight[rows]).unsqueeze(1)
+        target = torch.from_numpy(self.examples.targets[rows]).to(self.device)
+        weight = torch.from_numpy(self.examples.weight[rows]).to(self.device).unsqueeze(1)
         # bfloat16 is a third faster on CPUs that have it, and as deterministic; elsewhere torch emulates it
         # slowly.
-        with torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16()):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=_has_bfloat16(self.device)):
             logits = run(self.model, feeds)
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits.float(), target, weight=weight, pos_weight=self.positive_weight
@@ -274,7 +296,7 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
-        return {k: v.detach().clone().contiguous() for k, v in tensors.items()}
+        return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go back to a `state`."""
@@ -284,10 +306,12 @@ class Trainer:
         for full, value in tensors.items():
             if full.startswith("optimizer."):
                 _, key, name = full.split(".", 2)
-                self.optimizer.state[parameters[name]][key] = value.clone()
+                self.optimizer.state[parameters[name]][key] = value.to(self.device, copy=True)
 
 
-def _has_bfloat16() -> bool:
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
     probe: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(probe and probe())
 
@@ -304,68 +328,6 @@ def _shuffled_buckets(
         yield batches[i]
 
 
-_NEIGHBOURS = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-
-def disturbed(
-    views: Sequence[View],
-    rows: npt.NDArray[np.int64],
-    benign: npt.NDArray[np.int64],
-    config: EncoderConfig,
-    rng: np.random.Generator,
-) -> list[View]:
-    """The views of `rows`, some with disturbed characters, a random view token, or a benign neighbour.
-
-    Benign and abusive messages are treated alike: a misspelling or a long message must not itself look like
-    abuse.
-    """
-    draws = rng.random((len(rows), 3))
-    pick = random.Random(int(rng.integers(2**63)))
-    out = []
-    for (noise, pad, level), row in zip(draws, rows, strict=True):
-        seen = views[row]
-        if noise < config.noise:
-            share = pick.uniform(0.03, 0.15)
-            sent = misspelt(seen.sent, pick, share) if seen.sent else ""
-            seen = View(misspelt(seen.canonical, pick, share), seen.level, sent)
-        if pad < config.padding and len(benign):
-            other = views[int(benign[pick.randrange(len(benign))])]
-            seen = _together(other, seen) if pick.random() < 0.5 else _together(seen, other)
-        if level < 0.05:
-            seen = replace(seen, level=pick.randrange(LEVELS))
-        out.append(seen)
-    return out
-
-
-def _together(first: View, second: View) -> View:
-    """Two messages sent as one."""
-    sent = ""
-    if first.sent or second.sent:
-        sent = f"{first.sent or first.canonical} {second.sent or second.canonical}"
-    return View(f"{first.canonical} {second.canonical}", max(first.level, second.level), sent)
-
-
-def misspelt(words: str, pick: random.Random, share: float) -> str:
-    """`words` with about `share` of its characters dropped, doubled, swapped, replaced or split off."""
-    letters = list(words)
-    for _ in range(max(1, int(len(letters) * share))):
-        if len(letters) < 3:
-            break
-        at = pick.randrange(len(letters) - 1)
-        match pick.randrange(5):
-            case 0:
-                del letters[at]
-            case 1:
-                letters.insert(at, letters[at])
-            case 2:
-                letters[at], letters[at + 1] = letters[at + 1], letters[at]
-            case 3:
-                letters[at] = pick.choice(_NEIGHBOURS)
-            case _:
-                letters.insert(at, pick.choice(" .-_"))
-    return "".join(letters)
-
-
 # -- use and export ------------------------------------------------------------------------------------------
 
 
@@ -379,7 +341,7 @@ def logits(
     model.eval()
     with torch.inference_mode():
         for rows in length_buckets(lengths, batch):
-            out[rows] = run(model, reader.padded([sequences[i] for i in rows])).numpy()
+            out[rows] = run(model, reader.padded([sequences[i] for i in rows])).float().cpu().numpy()
     return out
 
 

@@ -1,8 +1,8 @@
 """From the parts' log odds to calibrated probabilities, thresholds and the figures that judge them.
 
 A *voice* weighs the parts (encoder, linear, trees) per policy and calibrates the sum; there is one for
-messages with behaviour features and one for text alone. Everything is a handful of floats in `fusion.json`.
-Plain numpy and scipy: serving uses the same code that training measured.
+messages with behaviour features, one for text alone and one for behaviour alone. Everything is a handful of
+floats in `fusion.json`. Plain numpy and scipy: serving uses the same code that training measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from redqueen.evaluation import share_interval
+
 Floats = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 Logits = Mapping[str, Floats]
 """Log odds [n, policies] by part."""
 
@@ -28,10 +31,14 @@ BUDGET_SHARE = 0.6
 cannot
 show: the held-out share is itself an estimate (some 15 messages), and live traffic has moved on from it."""
 
-LEAST_PROBABILITY = 0.3
-"""No action below it, however few false positives the held-out messages show there: it says that a missed
-abusive
-message costs a little over two false actions, and a new community soon fills an empty space below."""
+MISS_COST = 2.3
+"""What a missed abusive message costs in false actions, where nothing else is said. No action where that does
+not pay, so none below a probability of 1 / (1 + cost), however few false positives the held-out messages show
+there: a new community soon fills an empty space below (Elkan, The Foundations of Cost-Sensitive Learning,
+IJCAI 2001)."""
+
+DRAWS = 200
+"""Bootstrap draws for the interval of a threshold."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +63,32 @@ class Voice:
 
 @dataclass(frozen=True)
 class Fusion:
-    """The two voices and the thresholds on probability, in the order of the bundle's policies.
+    """The voices and the thresholds on probability, in the order of the bundle's policies.
 
-    `text_only` is shifted so that the same thresholds let through the same share of benign messages: a caller
-    that lost its features need not know other thresholds.
+    `text_only` and `features_only` are shifted so that the same thresholds act on the same share of benign
+    messages: a caller that lost its features, or whose event has no words (a friend request, a picture), need
+    not know other thresholds. `features_only` is None where there are no trees, or the linear model serves.
     """
 
     full: Voice
     text_only: Voice
     thresholds: tuple[float, ...]
+    features_only: Voice | None = None
 
-    def probabilities(self, logits: Logits) -> npt.NDArray[np.float32]:
-        """Calibrated probabilities [n, policies]; the text-only voice speaks where a part is missing."""
+    def probabilities(self, logits: Logits, wordless: Rows | None = None) -> npt.NDArray[np.float32]:
+        """Calibrated probabilities [n, policies]; the text-only voice speaks where a part is missing.
+
+        Args:
+            logits: log odds by part.
+            wordless: bool [n], the messages in which there is nothing to read. The text parts know only how
+                often such a message is abuse, so behaviour alone speaks for these, where it is known.
+        """
         voice = self.full if set(self.full.parts) <= set(logits) else self.text_only
-        return sigmoid(voice.logits(logits)).astype(np.float32)
+        z = voice.logits(logits)
+        silent = self.features_only
+        if wordless is not None and silent is not None and set(silent.parts) <= set(logits):
+            z = np.where(np.asarray(wordless)[:, None], silent.logits(logits), z)
+        return sigmoid(z).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -88,7 +107,13 @@ class Fusion:
                 intercept=tuple(map(float, v["intercept"])),
             )
 
-        return Fusion(voice(data["full"]), voice(data["text_only"]), tuple(map(float, data["thresholds"])))
+        silent = data.get("features_only")
+        return Fusion(
+            voice(data["full"]),
+            voice(data["text_only"]),
+            tuple(map(float, data["thresholds"])),
+            voice(silent) if silent else None,
+        )
 
 
 def sigmoid(z: Floats) -> Floats:
@@ -105,16 +130,19 @@ def log_odds(p: Floats) -> Floats:
 # -- fitting -------------------------------------------------------------------------------------------------
 
 
-def fit_voice(parts: Sequence[str], logits: Logits, targets: Floats, weight: Floats) -> Voice:
+def fit_voice(
+    parts: Sequence[str], logits: Logits, targets: Floats, weight: Floats, prior: Floats | None = None
+) -> Voice:
     """Weigh the parts on messages that none of them was trained on; not yet calibrated.
 
-    Weights are kept non-negative and are drawn to the plain average, so that a policy with a dozen examples
-    gets the average and not a fluke.
+    Weights are kept non-negative and are drawn to `prior` [policies, parts], the plain average where there is
+    none, so that a policy with a dozen examples gets that and not a fluke.
     """
     stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in parts], axis=2)
+    if prior is None:
+        prior = np.full((targets.shape[1], len(parts)), 1 / len(parts))
     fitted = [
-        _logistic(stacked[:, p], targets[:, p], weight, np.full(len(parts), 1 / len(parts)), pull=2.0)
-        for p in range(targets.shape[1])
+        _logistic(stacked[:, p], targets[:, p], weight, prior[p], pull=2.0) for p in range(targets.shape[1])
     ]
     ones, zeros = (1.0,) * len(fitted), (0.0,) * len(fitted)
     return Voice(tuple(parts), tuple(tuple(w) for w, _ in fitted), tuple(b for _, b in fitted), ones, zeros)
@@ -147,13 +175,19 @@ def _logistic(x: Floats, y: Floats, weight: Floats, prior: Floats, pull: float) 
     return [round(float(v), 6) for v in best.x[:-1]], round(float(best.x[-1]), 6)
 
 
+def least_logit(costs: Floats) -> Floats:
+    """Log odds [policies] below which acting costs more than it saves: 1 / (1 + cost) as a probability."""
+    return np.asarray(-np.log(np.asarray(costs, np.float64)))
+
+
 def cut(
     z: Floats,
     benign: npt.NDArray[np.bool_],
     weight: Floats,
     share: float,
-    floor: float = -np.inf,
+    floor: float | Floats = -np.inf,
     label_error: float = 0.0,
+    costs: Floats | None = None,
 ) -> Floats:
     """Thresholds on `z` [policies] that let at most `share` of benign messages be acted on, all policies
     together.
@@ -162,16 +196,19 @@ def cut(
     threshold short of missing all abuse can avoid, and a handful of them decides where it lies: as many as
     the caught abuse lets expect are not counted, but never more than `share` itself: judges may err less.
 
-    Every policy is allowed the same number of benign messages, so that the rare ones are watched with the
-    same care; what a policy does not need, because its threshold has come down to `floor`, the others may
-    spend.
+    costs: of a missed message, by policy. A policy is allowed benign messages in proportion, and with equal
+    costs all are allowed the same number, so that the rare ones are watched with the same care; what a policy
+    does not need, because its threshold has come down to `floor`, the others may spend.
     """
     tail = -np.sort(-z[benign], axis=0)
     w, bad = weight[benign], weight[~benign]
     odds = label_error / (1 - label_error)
-    best = np.maximum(tail[0] + 0.5 if len(tail) else np.zeros(z.shape[1]), floor)
+    every = np.arange(z.shape[1])
+    pace = np.ones(len(every)) if costs is None else np.asarray(costs) / np.max(costs)
+    best = np.maximum(tail[0] + 0.5 if len(tail) else np.zeros(len(every)), floor)
     for k in range(1, len(tail)):
-        at = np.maximum((tail[k - 1] + tail[k]) / 2, floor)
+        rank = np.ceil(k * pace).astype(np.int64)
+        at = np.maximum((tail[rank - 1, every] + tail[rank, every]) / 2, floor)
         misjudged = min(odds * (bad * (z[~benign] >= at).any(1)).sum(), share * w.sum())
         if (w * (z[benign] >= at).any(1)).sum() - misjudged > share * w.sum():
             break
@@ -181,27 +218,68 @@ def cut(
     return np.asarray(best)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What thresholds are set by: the share of benign messages that may be acted on, all policies together;
+    the share of abusive messages that judges call benign; the cost of a miss by policy, in false actions.
+    """
+
+    fpr_budget: float
+    label_error: float
+    costs: tuple[float, ...]
+
+    def cut(self, z: Floats, abusive: npt.NDArray[np.bool_], weight: Floats) -> Floats:
+        """Thresholds on calibrated log odds `z` of held-out messages."""
+        costs = np.asarray(self.costs)
+        share = self.fpr_budget * BUDGET_SHARE
+        return cut(z, ~abusive, weight, share, least_logit(costs), self.label_error, costs)
+
+
 def finish(
     full: Voice,
     text_only: Voice,
     logits: Logits,
-    abusive: npt.NDArray[np.bool_],
-    weight: Floats,
-    fpr_budget: float,
-    label_error: float = 0.0,
+    part: Slice,
+    limits: Limits,
+    features_only: Voice | None = None,
 ) -> Fusion:
-    """Thresholds on held-out messages; the text-only voice is shifted so that the same ones hold for it."""
-    share = fpr_budget * BUDGET_SHARE
-    floor = float(log_odds(np.asarray(LEAST_PROBABILITY)))
-    cuts = np.round(cut(full.logits(logits), ~abusive, weight, share, floor, label_error), 6)
-    text_z = text_only.logits(logits)
-    text_cuts = np.round(cut(text_z, ~abusive, weight, share, floor, label_error), 6)
-    shifted = tuple(
-        round(float(i + c - t), 6) for i, c, t in zip(text_only.intercept, cuts, text_cuts, strict=True)
-    )
+    """Thresholds on held-out messages; the other voices are shifted so that the same ones hold for them."""
+    cuts = np.round(limits.cut(full.logits(logits), part.abusive, part.weight), 6)
+
+    def shifted(voice: Voice) -> Voice:
+        own = np.round(limits.cut(voice.logits(logits), part.abusive, part.weight), 6)
+        moved = zip(voice.intercept, cuts, own, strict=True)
+        return replace(voice, intercept=tuple(round(float(i + c - t), 6) for i, c, t in moved))
+
     return Fusion(
-        full, replace(text_only, intercept=shifted), tuple(round(float(p), 9) for p in sigmoid(cuts))
+        full,
+        shifted(text_only),
+        tuple(round(float(p), 9) for p in sigmoid(cuts)),
+        None if features_only is None else shifted(features_only),
     )
+
+
+def threshold_intervals(
+    voice: Voice, logits: Logits, part: Slice, limits: Limits, draws: int = DRAWS
+) -> list[tuple[float, float]]:
+    """95% intervals of the thresholds on probability, by policy: how far they would lie elsewhere had other
+    messages been held.
+
+    Percentile bootstrap that draws near-duplicate groups, not messages, with replacement (Field and Welsh,
+    Bootstrapping Clustered Data, JRSS B 69, 2007); the calibration is taken as it is.
+    """
+    z = voice.logits(logits)
+    names, of = np.unique(part.groups, return_inverse=True)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(draws if len(names) else 0):
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[of]
+        drawn = times > 0
+        found.append(np.round(limits.cut(z[drawn], part.abusive[drawn], (part.weight * times)[drawn]), 6))
+    if not found:
+        return [(0.0, 1.0)] * z.shape[1]
+    ends = sigmoid(np.percentile(np.stack(found), [2.5, 97.5], axis=0))
+    return [(round(float(low), 9), round(float(high), 9)) for low, high in ends.T]
 
 
 # -- judging -------------------------------------------------------------------------------------------------
@@ -209,10 +287,20 @@ def finish(
 
 @dataclass(frozen=True)
 class Slice:
-    """Labelled messages to judge on: soft targets [n, policies] and weights [n]."""
+    """Labelled messages to judge on: soft targets [n, policies], weights [n], near-duplicate groups [n]."""
 
     targets: Floats
     weight: Floats
+    group: npt.NDArray[np.int64] | None = None
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """The groups; where nobody named them each message is its own."""
+        return np.arange(len(self.weight)) if self.group is None else self.group
+
+    def of(self, rows: Rows) -> Slice:
+        """Some of the messages."""
+        return Slice(self.targets[rows], self.weight[rows], self.groups[rows])
 
     @property
     def abusive(self) -> npt.NDArray[np.bool_]:
@@ -223,27 +311,36 @@ class Slice:
 def report(z: Floats, cuts: Floats, part: Slice, policies: Sequence[str]) -> dict[str, Any]:
     """Recall, false-positive share, PR-AUC and ECE of log odds `z` [n, policies] acted on at `cuts`.
 
-    A message counts as caught whichever policy caught it: the platform acted on it.
+    A message counts as caught whichever policy caught it: the platform acted on it. Of one policy, `recall`
+    is the share of its messages that were acted on at all, `fpr` the share of benign messages that this
+    policy acted on. Intervals are 95%, and near-duplicates do not narrow them (`share_interval`).
     """
-    acted, abusive, w = np.asarray((z >= cuts).any(1)), part.abusive, part.weight
-    by_policy = {
-        name: {
-            "recall": share(acted, part.targets[:, p] >= 0.5, w),
-            "pr_auc": pr_auc(z[:, p], part.targets[:, p] >= 0.5, w),
-            "ece": ece(sigmoid(z[:, p]), part.targets[:, p], w),
-            "n": int((part.targets[:, p] >= 0.5).sum()),
+    acted, abusive = np.asarray((z >= cuts).any(1)), part.abusive
+    by_policy: dict[str, Any] = {}
+    for p, name in enumerate(policies):
+        positive = part.targets[:, p] >= 0.5
+        by_policy[name] = {
+            **_share("recall", acted, positive, part),
+            **_share("fpr", np.asarray((z >= cuts)[:, p]), ~abusive, part),
+            "pr_auc": pr_auc(z[:, p], positive, part.weight),
+            "ece": ece(sigmoid(z[:, p]), part.targets[:, p], part.weight),
+            "n": int(positive.sum()),
         }
-        for p, name in enumerate(policies)
-    }
     return {
-        "recall": share(acted, abusive, w),
-        "fpr": share(acted, ~abusive, w),
-        "pr_auc": pr_auc(z.max(1), abusive, w),
+        **_share("recall", acted, abusive, part),
+        **_share("fpr", acted, ~abusive, part),
+        "pr_auc": pr_auc(z.max(1), abusive, part.weight),
         "ece": round(float(np.mean([v["ece"] for v in by_policy.values()])), 5),
         "n_abusive": int(abusive.sum()),
         "n_benign": int((~abusive).sum()),
         "by_policy": by_policy,
     }
+
+
+def _share(name: str, acted: npt.NDArray[np.bool_], of: npt.NDArray[np.bool_], part: Slice) -> dict[str, Any]:
+    low, high = share_interval(acted[of], part.weight[of], part.groups[of])
+    interval = [round(low, 5), round(high, 5)]
+    return {name: share(acted, of, part.weight), f"{name}_interval": interval}
 
 
 def share(acted: npt.NDArray[np.bool_], of: npt.NDArray[np.bool_], weight: Floats) -> float | None:

@@ -12,8 +12,8 @@ fitted
    again. Calibration and thresholds come from a *held* share of near-duplicate groups that neither pass has
    seen.
 
-Deterministic for the same dataset, spec and machine; resumes after each epoch. Only the training process runs
-this.
+Deterministic for the same dataset, spec and machine, unless it hits its limit of time; resumes where it was
+killed. Only the training process runs this.
 
 One thread trains the encoder and another fits the rest meanwhile. Two threads inside one small matrix product
 wait for each other more than they work, and on a busy machine they stop each other: 110 messages a second
@@ -22,17 +22,15 @@ instead of 2,800.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +39,16 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from models import baseline, bundle, card, encoder, fusion, trees
+from models import baseline, bundle, card, cascade, encoder, fusion, perturb, shortcuts, trees, warm
 from models.baseline import Linear
-from models.dataset import Dataset, Rows, Split, load, split
+from models.dataset import Dataset, Rows, Split, forward, load, split
 from models.detector import Detector
-from models.encoder import EncoderConfig, Examples, Trainer
+from models.encoding import Clock, Encoding, code_version
 from models.fusion import Fusion, Slice, Voice
 from models.tokens import View
 from models.train import Progress, TrainingSpec
 from models.trees import Trees
+from models.warm import Champion
 from redqueen.errors import InvalidInput
 from redqueen.features import with_text
 
@@ -59,103 +58,6 @@ long message looks benign by its length alone, and three kind words before a lur
 
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on clean and on misspelt messages alike."""
-
-
-# -- the encoder, with checkpoints ---------------------------------------------------------------------------
-
-
-def schedule(parts: Split, epochs: int) -> list[Rows]:
-    """The rows of each epoch: rehearsal on the older ones, then one refresh with the newest twice."""
-    rehearsal = [parts.older] * max(1, epochs - 1)
-    return [*rehearsal, np.concatenate([parts.older, parts.newest, parts.newest])]
-
-
-class Encoding:
-    """The encoder's way through its schedule, resumable; knows its log odds after rehearsal and after the
-    refresh.
-    """
-
-    def __init__(self, spec: TrainingSpec, data: Dataset, parts: Split, progress: Progress) -> None:
-        config = EncoderConfig(
-            source=spec.encoder,
-            layers=spec.layers,
-            width=spec.width,
-            heads=spec.heads,
-            max_tokens=spec.max_tokens,
-        )
-        self.config, self.progress = config, progress
-        self.reader = encoder.make_reader(config)
-        epochs = schedule(parts, spec.epochs)
-        self.trainer = Trainer(
-            config, self.reader, Examples(data.views, data.targets, data.weight), epochs, spec.seed
-        )
-        self.curve: list[dict[str, Any]] = []
-        self._done, self._rehearsed = 0, torch.zeros(0)
-        self._file = Path(spec.out) / "checkpoint.safetensors"
-        self._key = _spec_digest(spec)
-        self._resume()
-
-    def rehearse(self, judged: Sequence[View]) -> npt.NDArray[np.float32]:
-        """Train on the older messages; log odds of `judged`."""
-        last = len(self.trainer.epochs) - 1
-        while self._done < last:
-            self._epoch()
-            if self._done == last:
-                self._rehearsed = torch.from_numpy(encoder.logits(self.trainer.model, self.reader, judged))
-            self._save()
-        return self._rehearsed.numpy()
-
-    def refresh(self, held: Sequence[View]) -> npt.NDArray[np.float32]:
-        """Train on everything but the held messages; log odds of those."""
-        if self._done < len(self.trainer.epochs):
-            self._epoch()
-            self._save()
-        return encoder.logits(self.trainer.model, self.reader, held)
-
-    def _epoch(self) -> None:
-        figures = self.trainer.run_epoch(self._done)
-        self._done += 1
-        self.curve.append({"epoch": self._done, **figures})
-        self.progress({"stage": f"epoch {self._done} of {len(self.trainer.epochs)}", **figures})
-
-    def _save(self) -> None:
-        tensors = {**self.trainer.state(), "rehearsed": self._rehearsed}
-        note = {"spec": self._key, "epoch": str(self._done), "curve": json.dumps(self.curve)}
-        partial = self._file.with_suffix(".partial")
-        partial.write_bytes(safetensors.torch.save(tensors, note))
-        partial.replace(self._file)
-
-    def _resume(self) -> None:
-        """Take up the checkpoint, if there is one and it is of this very spec and dataset."""
-        if not self._file.exists():
-            return
-        with safetensors.safe_open(self._file, "pt") as saved:
-            note = saved.metadata() or {}
-            if note.get("spec") != self._key:
-                return
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a dict)
-        self._rehearsed = tensors.pop("rehearsed")
-        self.trainer.restore(tensors)
-        self._done, self.curve = int(note["epoch"]), json.loads(note["curve"])
-        self.progress({"stage": f"resumed after epoch {self._done}"})
-
-
-def _spec_digest(spec: TrainingSpec) -> str:
-    """What a checkpoint must agree on: the spec but for places and times, the data's bytes, and the code."""
-    where = ("out", "dataset", "created_at")
-    plain = {k: v for k, v in spec.to_dict().items() if k not in where}
-    data = hashlib.sha256(Path(spec.dataset).read_bytes()).hexdigest()
-    return hashlib.sha256(json.dumps([plain, data, code_version()], sort_keys=True).encode()).hexdigest()
-
-
-def code_version() -> str:
-    """The installed version and a digest of this package's sources."""
-    sources = b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
-    try:
-        version = metadata.version("redqueen")
-    except metadata.PackageNotFoundError:
-        version = "0"
-    return f"{version}+{hashlib.sha256(sources).hexdigest()[:8]}"
 
 
 # -- the run -------------------------------------------------------------------------------------------------
@@ -170,26 +72,48 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     Raises:
         InvalidInput: the dataset does not fit the spec.
     """
-    watch = _Stopwatch(progress)
+    watch, clock = _Stopwatch(progress), Clock(spec.seconds)
     Path(spec.out).mkdir(parents=True, exist_ok=True)
-    _settle_torch()
+    settle_torch()
     data = load(spec)
-    parts = split(data, spec.seed)
+    before_champion = split(data, spec.seed)
+    champion = Champion.of(spec)
+    begin, parts = warm.start(spec, champion, data, before_champion)
     watch.lap("data", messages=len(data.views), abusive=int(data.abusive.sum()), held=len(parts.held))
     with ThreadPoolExecutor(1) as beside:
         fitting = beside.submit(_fit_shallow, spec, data, parts)
-        encoding = Encoding(spec, data, parts, progress)
+        encoding = Encoding(spec, data, parts, progress, clock, begin.weights) if spec.encodes else None
         misspelt = _misspelt(data, parts.judged, spec.seed)
-        rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *misspelt.views])
-        watch.lap("encoder, rehearsal")
-        refreshed = encoding.refresh([data.views[i] for i in parts.held])
-        watch.lap("encoder, refresh")
-        before, after = fitting.result()
+        rehearsed = refreshed = None
+        if encoding is not None:
+            rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *misspelt.views])
+            watch.lap("encoder, rehearsal")
+            refreshed = encoding.refresh([data.views[i] for i in parts.held])
+            watch.lap("encoder, refresh")
+        before, after, earlier = fitting.result()
         watch.lap("waiting for trees and linear")
 
-    rehearsal = _rehearse(spec, data, parts, before, rehearsed, misspelt)
+    rehearsal = _rehearse(spec, data, parts, before, rehearsed, misspelt, earlier)
     final = _finish(spec, data, parts, after, refreshed, rehearsal)
-    folder = _write(spec, data, parts, encoding, rehearsal, final)
+    scores = final.fusion.probabilities(final.held_logits, data.wordless[parts.held])
+    acted = np.asarray((scores >= np.asarray(final.fusion.thresholds)).any(1))
+    metrics = _metrics(spec, data, parts, rehearsal, final) | {
+        "training": _told(spec, data, encoding, begin),
+        "old_campaigns": warm.old_campaigns(spec, champion, data, before_champion, acted),
+    }
+    files = {} if encoding is None else _encoder_files(encoding)
+    faster, metrics["shortcuts"] = shortcuts.made(
+        files,
+        cascade.Parts(final.shallow.linear, final.shallow.trees, final.fusion),
+        rehearsal.no_encoder,
+        data,
+        parts,
+        spec.feature_names,
+        final.held_logits,
+        spec.seed,
+    )
+    watch.lap("shortcuts")
+    folder = _write(spec, files | faster, rehearsal, final, metrics)
     detector = Detector.load(folder)
     _agree(detector, data, parts, final)
     watch.lap("bundle", model_id=detector.model_id)
@@ -198,8 +122,11 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     return folder
 
 
-def _settle_torch() -> None:
+def settle_torch() -> None:
+    """One thread, and the same numbers each time."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Without it, matrix products on a graphics card differ from run to run, and torch refuses them.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
 
@@ -226,24 +153,26 @@ class Shallow:
     trees: Trees | None
 
     def logits(
-        self, data: Dataset, rows: Rows, encoded: npt.NDArray[np.float32]
+        self, data: Dataset, rows: Rows, encoded: npt.NDArray[np.float32] | None
     ) -> dict[str, npt.NDArray[np.float32]]:
-        """Log odds of `rows` by part, those of the encoder included."""
-        found = {"encoder": encoded, "linear": self.linear.logits([data.views[i].canonical for i in rows])}
+        """Log odds of `rows` by part, those of the encoder included, where there is one."""
+        found = {} if encoded is None else {"encoder": encoded}
+        found["linear"] = self.linear.logits([data.views[i].canonical for i in rows])
         if self.trees is not None and data.features is not None:
             found["trees"] = self.trees.logits(data.features[rows])
         return found
 
 
-def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow]:
-    """Fitted on the older messages, and on everything but the held ones."""
+def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:
+    """Fitted on the older messages, and on everything but the held ones; what older fits would have said."""
     design = baseline.Design.of(data.canonical)
     rows = parts.older
     linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows])
     before = Shallow(linear, _fit_trees(spec, data, rows))
     rows = parts.everything
-    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows], start=linear, iterations=20)
-    return before, Shallow(linear, _fit_trees(spec, data, rows))
+    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows], start=linear, iterations=60)
+    after = Shallow(linear, _fit_trees(spec, data, rows))
+    return before, after, _forward(spec, data, parts, design)
 
 
 def _fit_trees(spec: TrainingSpec, data: Dataset, rows: Rows) -> Trees | None:
@@ -274,10 +203,16 @@ def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was learnt by predicting the newest messages from the older ones."""
+    """What was learnt by predicting later messages from earlier ones: how much each part is listened to.
+
+    The figures are those of voices that had half of the judged messages; the ones here, which are served, had
+    all.
+    """
 
     full: Voice
     text_only: Voice
+    no_encoder: Voice
+    features_only: Voice | None
     metrics: dict[str, Any]
     selected: str
 
@@ -287,19 +222,52 @@ def _rehearse(
     data: Dataset,
     parts: Split,
     shallow: Shallow,
-    encoded: npt.NDArray[np.float32],
+    encoded: npt.NDArray[np.float32] | None,
     misspelt: Misspelt,
+    earlier: Forward,
 ) -> Rehearsal:
     judged = parts.judged
-    clean = shallow.logits(data, judged, encoded[: len(judged)])
+    clean = shallow.logits(data, judged, None if encoded is None else encoded[: len(judged)])
     rough = {
-        "encoder": encoded[len(judged) :],
+        **({} if encoded is None else {"encoder": encoded[len(judged) :]}),
         "linear": shallow.linear.logits([v.canonical for v in misspelt.views]),
         **({"trees": clean["trees"][misspelt.of]} if "trees" in clean else {}),
     }
-    voices = _voices(clean, data, judged)
-    metrics = _rehearsal_metrics(spec, data, judged, voices, clean, rough)
-    return Rehearsal(voices["fusion"], voices["text_only"], metrics, select(metrics))
+    early = _halves(judged)[0]
+    measured = _voices({p: z[early] for p, z in clean.items()}, data, judged[early], earlier)
+    metrics = _rehearsal_metrics(spec, data, judged, measured, clean, rough)
+    voices = _voices(clean, data, judged, earlier)
+    return Rehearsal(
+        voices["fusion"],
+        voices["text_only"],
+        voices["no_encoder"],
+        voices.get("trees"),
+        metrics,
+        select(metrics),
+    )
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Log odds of linear model and trees for older messages, each predicted from those before it."""
+
+    rows: Rows
+    logits: dict[str, npt.NDArray[np.float32]]
+
+
+def _forward(spec: TrainingSpec, data: Dataset, parts: Split, design: baseline.Design) -> Forward:
+    """What the cheap parts would have said in the past. One fold says how they did lately, and an attack of
+    that week alone would decide who is listened to; the encoder is too dear to be trained again for it.
+    """
+    linear: Linear | None = None
+    rows, found = [parts.older[:0]], []
+    for known, later in forward(data, parts.older):
+        targets, weight = data.targets[known], data.weight[known]
+        linear = baseline.fit(design, known, targets, weight, start=linear, iterations=20)
+        found.append(Shallow(linear, _fit_trees(spec, data, known)).logits(data, later, None))
+        rows.append(later)
+    every = {p: np.concatenate([logits[p] for logits in found]) for p in found[0]}
+    return Forward(np.concatenate(rows), every)
 
 
 @dataclass(frozen=True)
@@ -316,7 +284,7 @@ def _misspelt(data: Dataset, judged: Rows, seed: int) -> Misspelt:
     return Misspelt(
         [
             replace(
-                data.views[judged[i]], canonical=encoder.misspelt(data.views[judged[i]].canonical, pick, 0.08)
+                data.views[judged[i]], canonical=perturb.misspelt(data.views[judged[i]].canonical, pick, 0.08)
             )
             for i in of
         ],
@@ -324,23 +292,38 @@ def _misspelt(data: Dataset, judged: Rows, seed: int) -> Misspelt:
     )
 
 
-def _voices(logits: dict[str, npt.NDArray[np.float32]], data: Dataset, rows: Rows) -> dict[str, Voice]:
-    """Every combination worth reporting, fitted on the earlier half of the judged rows."""
+def _voices(
+    logits: dict[str, npt.NDArray[np.float32]], data: Dataset, rows: Rows, earlier: Forward
+) -> dict[str, Voice]:
+    """Every combination worth reporting, weighed on `rows` and on what was predicted `earlier`.
+
+    The encoder has said nothing earlier, so a combination with it is weighed on `rows` alone, drawn to what
+    the others are worth without it.
+    """
     combinations = {
         "fusion": tuple(logits),
-        "text_only": fusion.TEXT_PARTS,
+        "text_only": tuple(p for p in logits if p in fusion.TEXT_PARTS),
         "no_encoder": tuple(p for p in logits if p != "encoder"),
         "linear": ("linear",),
-        "encoder": ("encoder",),
+        **({"encoder": ("encoder",)} if "encoder" in logits else {}),
         **({"trees": ("trees",)} if "trees" in logits else {}),
     }
-    early = _halves(rows)[0]
-    seen = {p: z[early] for p, z in logits.items()}
-    targets, weight = data.targets[rows[early]], data.weight[rows[early]]
-    return {
-        name: fusion.calibrate(fusion.fit_voice(used, seen, targets, weight), seen, targets, weight)
-        for name, used in combinations.items()
-    }
+    targets, weight = data.targets[rows], data.stands_for[rows]
+    both = np.concatenate([earlier.rows, rows])
+    long = {p: np.concatenate([earlier.logits[p], logits[p]]) for p in earlier.logits}
+    voices = {}
+    for name, used in combinations.items():
+        cheap = tuple(p for p in used if p != "encoder")
+        prior = None
+        if cheap:
+            voice = fusion.fit_voice(cheap, long, data.targets[both], data.stands_for[both])
+            share = 1 / len(used)
+            prior = np.array([[share, *(w * (1 - share) for w in weights)] for weights in voice.weights])
+        if "encoder" in used:
+            ordered = ("encoder", *cheap)
+            voice = fusion.fit_voice(ordered, logits, targets, weight, prior)
+        voices[name] = fusion.calibrate(voice, logits, targets, weight)
+    return voices
 
 
 def _halves(rows: Rows) -> tuple[Rows, Rows]:
@@ -359,7 +342,7 @@ def _rehearsal_metrics(
 ) -> dict[str, Any]:
     """Each combination on the later half, acted on where just the budget of its benign messages is spent."""
     late = _halves(rows)[1]
-    part = Slice(data.targets[rows[late]], data.weight[rows[late]])
+    part = Slice(data.targets[rows[late]], data.stands_for[rows[late]], data.group[rows[late]])
     rough_late = np.flatnonzero(np.flatnonzero(data.abusive[rows]) >= late[0]) if len(late) else late
     out: dict[str, Any] = {}
     for name, voice in voices.items():
@@ -389,6 +372,7 @@ class Final:
     fusion: Fusion
     held_logits: dict[str, npt.NDArray[np.float32]]
     metrics: dict[str, Any]
+    threshold_intervals: list[tuple[float, float]]
 
 
 def _finish(
@@ -396,67 +380,85 @@ def _finish(
     data: Dataset,
     parts: Split,
     shallow: Shallow,
-    encoded: npt.NDArray[np.float32],
+    encoded: npt.NDArray[np.float32] | None,
     rehearsal: Rehearsal,
 ) -> Final:
     """Calibrate and set thresholds on the held messages."""
     held = parts.held
     logits = shallow.logits(data, held, encoded)
-    part = Slice(data.targets[held], parts.held_weight)
+    part = Slice(data.targets[held], parts.held_weight, data.group[held])
     plain = fusion.fit_voice(("linear",), logits, part.targets, part.weight)
-    candidates = {"fusion": (rehearsal.full, rehearsal.text_only), "linear": (plain, plain)}
-    metrics = {name: _held_report(*voices, logits, part, spec) for name, voices in candidates.items()}
-    fused = _fuse(*candidates[rehearsal.selected], logits, part, spec)
-    return Final(shallow, fused, logits, metrics)
-
-
-def _fuse(
-    full: Voice, text_only: Voice, logits: dict[str, npt.NDArray[np.float32]], part: Slice, spec: TrainingSpec
-) -> Fusion:
-    calibrated = [fusion.calibrate(v, logits, part.targets, part.weight) for v in (full, text_only)]
-    error = spec.label_error
-    return fusion.finish(
-        calibrated[0], calibrated[1], logits, part.abusive, part.weight, spec.fpr_budget, error
+    candidates: dict[str, tuple[Voice, Voice, Voice | None]] = {
+        "fusion": (rehearsal.full, rehearsal.text_only, rehearsal.features_only),
+        "linear": (plain, plain, None),
+    }
+    limits = _limits(spec)
+    metrics = {
+        name: _held_report(voices, logits, part, limits, spec.policies) for name, voices in candidates.items()
+    }
+    fused = _fuse(candidates[rehearsal.selected], logits, part, limits)
+    return Final(
+        shallow, fused, logits, metrics, fusion.threshold_intervals(fused.full, logits, part, limits)
     )
 
 
+def _limits(spec: TrainingSpec) -> fusion.Limits:
+    costs = spec.miss_costs or (fusion.MISS_COST,) * len(spec.policies)
+    if len(costs) != len(spec.policies) or not all(0 < cost < float("inf") for cost in costs):
+        raise InvalidInput(f"miss_costs are {costs}: one above 0 is needed for each of {spec.policies}")
+    return fusion.Limits(spec.fpr_budget, spec.label_error, costs)
+
+
+def _fuse(
+    voices: tuple[Voice, Voice, Voice | None],
+    logits: dict[str, npt.NDArray[np.float32]],
+    part: Slice,
+    limits: fusion.Limits,
+) -> Fusion:
+    """The voices (all parts, text alone, features alone) calibrated, with thresholds."""
+
+    def calibrated(voice: Voice) -> Voice:
+        return fusion.calibrate(voice, logits, part.targets, part.weight)
+
+    full, text_only, silent = voices
+    features_only = None if silent is None else calibrated(silent)
+    return fusion.finish(calibrated(full), calibrated(text_only), logits, part, limits, features_only)
+
+
 def _held_report(
-    full: Voice, text_only: Voice, logits: dict[str, npt.NDArray[np.float32]], part: Slice, spec: TrainingSpec
+    voices: tuple[Voice, Voice, Voice | None],
+    logits: dict[str, npt.NDArray[np.float32]],
+    part: Slice,
+    limits: fusion.Limits,
+    policies: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Figures at the real thresholds, each half of the held messages judged with what the other half gave."""
+    """Figures at the real thresholds, each half of the held groups judged with what the other half gave."""
     z, cuts = np.zeros(part.targets.shape), np.zeros(part.targets.shape)
+    half = np.unique(part.groups, return_inverse=True)[1] % 2
     for fold in (0, 1):
-        here, there = np.arange(fold, len(z), 2), np.arange(1 - fold, len(z), 2)
-        fused = _fuse(
-            full,
-            text_only,
-            {p: v[there] for p, v in logits.items()},
-            Slice(part.targets[there], part.weight[there]),
-            spec,
-        )
+        here, there = np.flatnonzero(half == fold), np.flatnonzero(half != fold)
+        fused = _fuse(voices, {p: v[there] for p, v in logits.items()}, part.of(there), limits)
         z[here] = fused.full.logits({p: v[here] for p, v in logits.items()})
         cuts[here] = fusion.log_odds(np.asarray(fused.thresholds))
-    return fusion.report(z, cuts, part, spec.policies)
+    return fusion.report(z, cuts, part, policies)
 
 
 # -- the bundle ----------------------------------------------------------------------------------------------
 
 
 def _write(
-    spec: TrainingSpec, data: Dataset, parts: Split, encoding: Encoding, rehearsal: Rehearsal, final: Final
+    spec: TrainingSpec,
+    encoder_files: dict[str, bytes],
+    rehearsal: Rehearsal,
+    final: Final,
+    metrics: dict[str, Any],
 ) -> Path:
     folder = Path(spec.out) / "bundle"
     scratch = Path(spec.out) / "bundle.partial"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    model = encoding.trainer.model
-    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-    metrics = _metrics(spec, data, parts, rehearsal, final)
     contents = {
-        bundle.ENCODER: safetensors.torch.save(weights),
-        bundle.NETWORK: _json(encoder.describe(encoding.config, model)),
-        bundle.ONNX: encoder.to_onnx(model, encoding.reader),
-        bundle.READER: encoding.reader.to_bytes(),
+        **encoder_files,
         bundle.LINEAR: final.shallow.linear.to_bytes(),
         bundle.FUSION: _json(final.fusion.to_dict()),
         bundle.METRICS: _json(metrics),
@@ -481,6 +483,29 @@ def _write(
     return folder
 
 
+def _encoder_files(encoding: Encoding) -> dict[str, bytes]:
+    model = encoding.trainer.model
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    return {
+        bundle.ENCODER: safetensors.torch.save(weights),
+        bundle.NETWORK: _json(encoder.describe(encoding.config, model)),
+        bundle.ONNX: encoder.to_onnx(model, encoding.reader),
+        bundle.READER: encoding.reader.to_bytes(),
+    }
+
+
+def _told(spec: TrainingSpec, data: Dataset, encoding: Encoding | None, begin: warm.Start) -> dict[str, Any]:
+    """How the training went: what an heir of this model must know, and what a person wants to."""
+    return {
+        "seed": spec.seed,
+        "until": (warm.EPOCH + timedelta(microseconds=int(data.sent_at[-1]))).isoformat(),
+        "start": begin.why,
+        "warm": begin.warm,
+        "best_epoch": None if encoding is None else encoding.place.best,
+        "stopped": None if encoding is None else encoding.place.stopped,
+    }
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, indent=1).encode()
 
@@ -493,6 +518,8 @@ def _metrics(
         "behaviour": data.features is not None,
         "fpr_budget": spec.fpr_budget,
         "thresholds": dict(zip(spec.policies, final.fusion.thresholds, strict=True)),
+        "threshold_intervals": dict(zip(spec.policies, final.threshold_intervals, strict=True)),
+        "miss_costs": dict(zip(spec.policies, _limits(spec).costs, strict=True)),
         "n": {
             "messages": len(data.views),
             "abusive": int(data.abusive.sum()),
@@ -512,7 +539,9 @@ def _agree(detector: Detector, data: Dataset, parts: Split, final: Final) -> Non
     noise.
     """
     some = parts.held[:64]
-    expected = final.fusion.probabilities({p: z[:64] for p, z in final.held_logits.items()})
+    expected = final.fusion.probabilities(
+        {p: z[:64] for p, z in final.held_logits.items()}, data.wordless[some]
+    )
     texts = [data.views[i] for i in some]
     got = detector.score_views(texts, None if data.features is None else data.features[some])
     if len(some) and float(np.abs(got - expected).max()) > 1e-3:
@@ -526,7 +555,7 @@ def _write_result(
     spec: TrainingSpec,
     folder: Path,
     detector: Detector,
-    encoding: Encoding,
+    encoding: Encoding | None,
     watch: _Stopwatch,
     held: list[str],
 ) -> None:
@@ -536,9 +565,10 @@ def _write_result(
         "selected": detector.manifest.selected,
         "held_event_ids": held,
         "metrics": json.loads((folder / bundle.METRICS).read_text()),
-        "curve": encoding.curve,
+        "curve": [] if encoding is None else encoding.place.curve,
         "seconds": watch.seconds,
         "total_seconds": round(sum(watch.seconds.values()), 2),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
     partial = Path(spec.out) / "result.json.partial"
     partial.write_text(json.dumps(result, indent=1))

@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 from redqueen import text as reading
 from redqueen.text.links import spans
 
-__all__ = ["FINGERPRINTS", "MESSAGES", "ROWS", "WINDOW_HOURS", "Grouped", "group", "skeleton"]
+__all__ = [
+    "FINGERPRINTS", "MESSAGES", "ROWS", "WINDOW_HOURS", "Grouped", "group", "near_duplicates", "skeleton",
+]  # fmt: skip
 
 WINDOW_HOURS = 24
 """How far back a campaign is remembered."""
@@ -47,6 +49,10 @@ MIN_SHINGLES_WITH_LINK = 16
 do."""
 
 PERMUTATIONS, BAND = 64, 3
+
+LONGEST, _AT_ONCE = 2_000, 2_000
+"""Characters of a message that near-duplicates of all history are found by, and messages read at once."""
+
 _SEED = 20260101
 _VERSION = 1
 
@@ -118,6 +124,45 @@ def group(messages: pl.DataFrame, known: pl.DataFrame | None = None, *, salt: st
     everything = np.concatenate((signatures, past["signature"].to_numpy().reshape(-1, PERMUTATIONS)))
     component = _components(everything, said.height, past)
     return _named(said, signatures, past, component)
+
+
+def near_duplicates(canonical: Sequence[str]) -> NDArray[np.int64]:
+    """Which of any number of messages say nearly the same: a number for each, equal where they do.
+
+    By the measure of `group`, whatever the time between them, and through others: two messages are together
+    if a chain of near-duplicates leads from one to the other. Messages too short to form a campaign are
+    together only if their canonical forms are equal, and empty ones are not.
+
+    Args:
+        canonical: canonical forms.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    said: dict[str, int] = {}
+    long: list[int] = []
+    codes = np.empty(len(canonical), dtype=np.int64)
+    for i, text in enumerate(canonical):
+        words = skeleton(text[:LONGEST])
+        shingles = len(words.encode("utf-8", "surrogatepass")) - 3
+        enough = shingles >= (MIN_SHINGLES_WITH_LINK if _LINK in words else MIN_SHINGLES)
+        # A short message, and an empty one, by a name that no skeleton has.
+        key = words if enough else f"\n{text}" if text else f"\n\n{i}"
+        if enough and key not in said:
+            long.append(len(said))
+        codes[i] = said.setdefault(key, len(said))
+    names = list(said)
+    signatures = [
+        _signatures([names[j] for j in long[start : start + _AT_ONCE]])
+        for start in range(0, len(long), _AT_ONCE)
+    ]
+    if not signatures:
+        return codes
+    a, b = _near_pairs(np.concatenate(signatures), len(long))
+    place = np.array(long, dtype=np.int64)
+    edges = (np.ones(a.size, dtype=np.int8), (place[a], place[b]))
+    graph = coo_array(edges, shape=(len(names), len(names)))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)[codes]
 
 
 # --- from text to signatures --------------------------------------------------------------------------------

@@ -63,6 +63,15 @@ class Settings(BaseSettings):
         description="Share of messages that those who judge get wrong. Thresholds and the canary do not take "
         "abuse called benign for false positives, and estimates of recall not the reverse for missed abuse.",
     )
+    miss_cost: float = Field(
+        2.3,
+        gt=0,
+        description="What a missed abusive message costs, in false actions. No message is acted on whose "
+        "probability is below 1 / (1 + cost), and the false-positive budget is shared out in proportion.",
+    )
+    miss_cost_by_policy: Annotated[dict[str, float], NoDecode] = Field(
+        {}, description="The same for policies that are dearer or cheaper to miss: `scam=10,spam=1`."
+    )
     salt: str = Field(
         "red-queen",
         description="Salts the audit slice, and the hashes of ids in Redis. Change it and other events are "
@@ -93,18 +102,37 @@ class Settings(BaseSettings):
 
     # training
     encoder: str | None = Field(
-        None, description="A Hugging Face encoder by name or path. Default: a compact one trained here."
+        None,
+        description="A Hugging Face encoder by name or path; `none` does without one. Default: a compact one "
+        "trained here.",
     )
     encoder_layers: int = Field(2, ge=1, description="Layers of the compact encoder.")
     encoder_width: int = Field(96, ge=16, description="Width of the compact encoder.")
     encoder_heads: int = Field(4, ge=1, description="Attention heads; they divide the width.")
     max_tokens: int = Field(48, ge=8, le=512, description="Tokens of a message that the encoder reads.")
-    train_epochs: int = Field(4, ge=1, description="Passes over the training set.")
+    train_epochs: int = Field(
+        6, ge=1, description="Passes over the training set at most, half of them with the newest messages."
+    )
     train_seed: int = Field(7, ge=0, description="The same snapshot and seed give the same model.")
     train_max_rows: int = Field(
-        24_000, ge=200, description="Rows of a training set; beyond it benign rows are thinned."
+        24_000,
+        ge=200,
+        description="Rows of a training set; beyond it benign rows are thinned, and of abuse what campaigns "
+        "have most of where it is more than half.",
     )
-    training_timeout_s: int = Field(1800, ge=30, description="A training process older than this is stopped.")
+    train_warm_start: bool = Field(
+        False,
+        description="Begin with the champion's encoder where enough messages are newer than its training.",
+    )
+    training_timeout_s: int = Field(
+        1800,
+        ge=30,
+        description="Seconds that a training may take, earlier attempts included: it then stops at its best "
+        "epoch so far, and says so.",
+    )
+    training_memory_mb: int = Field(
+        8192, ge=512, description="MiB that the training process may hold: beyond it the training fails."
+    )
     behaviour: bool = Field(
         True, description="Use features of the sender's behaviour; off for streams without a sender."
     )
@@ -192,6 +220,18 @@ class Settings(BaseSettings):
         le=1,
         description="Share of the threshold from which a message is delivered and shown to a person.",
     )
+    cascade: bool = Field(
+        True,
+        description="Let a model's first stage, where it has one, settle what is surely benign without the "
+        "encoder; off reads every message by all parts.",
+    )
+    cascade_audit_rate: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of settled messages that the whole model reads all the same, so that what the "
+        "first stage misses is measured.",
+    )
     latency_objective_ms: float = Field(50.0, gt=0, description="A slower answer counts against a candidate.")
 
     # watching
@@ -216,26 +256,25 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return tuple(v.strip() for v in value.split(",") if v.strip()) if isinstance(value, str) else value
 
-    @field_validator("maturity_by_policy", mode="before")
+    @field_validator("maturity_by_policy", "miss_cost_by_policy", mode="before")
     @classmethod
     def _pairs(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        return {name.strip(): hours.strip() for name, _, hours in pairs}
+        return {name.strip(): number.strip() for name, _, number in pairs}
 
     @model_validator(mode="after")
-    def _maturity_is_of_policies(self) -> Settings:
-        unknown = sorted(set(self.maturity_by_policy) - set(self.policies))
-        if unknown:
-            raise ValueError(
-                f"RQ_MATURITY_BY_POLICY names {unknown}, which are not among RQ_POLICIES {self.policies}"
-            )
-        wrong = sorted(
-            name for name, hours in self.maturity_by_policy.items() if not 0 < hours < float("inf")
-        )
-        if wrong:
-            raise ValueError(f"RQ_MATURITY_BY_POLICY wants hours above 0 for {wrong}")
+    def _pairs_are_of_policies(self) -> Settings:
+        for field, what in (("maturity_by_policy", "hours"), ("miss_cost_by_policy", "costs")):
+            given: dict[str, float] = getattr(self, field)
+            variable = f"RQ_{field.upper()}"
+            if unknown := sorted(set(given) - set(self.policies)):
+                raise ValueError(
+                    f"{variable} names {unknown}, which are not among RQ_POLICIES {self.policies}"
+                )
+            if wrong := sorted(name for name, number in given.items() if not 0 < number < float("inf")):
+                raise ValueError(f"{variable} wants {what} above 0 for {wrong}")
         return self
 
     @model_validator(mode="after")
@@ -258,6 +297,11 @@ class Settings(BaseSettings):
     def maturity(self) -> dict[str, float]:
         """Hours after which an event is mature, of each policy."""
         return {policy: self.maturity_by_policy.get(policy, self.maturity_hours) for policy in self.policies}
+
+    @property
+    def miss_costs(self) -> tuple[float, ...]:
+        """What a missed message costs, of each policy in their order."""
+        return tuple(self.miss_cost_by_policy.get(policy, self.miss_cost) for policy in self.policies)
 
     @property
     def dagster_home(self) -> Path:

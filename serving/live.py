@@ -41,6 +41,15 @@ class ServedDetector(Protocol):
     def score(self, texts: Sequence[str], features: Any = None) -> Any: ...
 
 
+class SettlingWatch(Protocol):
+    """What serving tells of a model's first stage; `models.cascade.Watch` is one."""
+
+    @property
+    def tripped(self) -> str: ...
+    def counts(self) -> dict[str, int]: ...
+    def missed_share(self) -> tuple[float, float, float]: ...
+
+
 Loader = Callable[[str], ServedDetector]
 
 
@@ -90,6 +99,12 @@ class ServedModel:
             raise ScoringFailed("it answered numbers that are no probabilities")
         return p
 
+    @property
+    def settling(self) -> SettlingWatch | None:
+        """What its first stage settles; None where it has none, or none is used."""
+        watch: SettlingWatch | None = getattr(self.detector, "watch", None)
+        return watch
+
     def threshold_ratios(self, probabilities: Floats) -> Floats:
         """How near each message came to being acted on [n]: the greatest probability / threshold."""
         ratios: Floats = (probabilities / np.maximum(self.thresholds, 1e-9)).max(axis=1)
@@ -130,9 +145,9 @@ def bundle_loader(settings: Settings, store: ObjectStore) -> Loader:
 
     def load(model_id: str) -> ServedDetector:
         # Loading a model is what pulls in the heavy libraries; a service without one starts without them.
-        from models.detector import Detector
+        from models.detector import Detector, Shortcuts
 
-        detector: ServedDetector = Detector.of_home(settings, store, model_id)
+        detector: ServedDetector = Detector.of_home(settings, store, model_id, Shortcuts.of(settings))
         return detector
 
     return load

@@ -29,7 +29,15 @@ from redqueen.rollout import SHADOW, RolloutState, assign
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore
 from serving.fallback import Outcome, Scored, score_with
-from serving.live import Live, Loader, ServedModel, bundle_loader, decode_state, serve_model
+from serving.live import (
+    Live,
+    Loader,
+    ServedModel,
+    SettlingWatch,
+    bundle_loader,
+    decode_state,
+    serve_model,
+)
 from serving.online import FILL_WAIT_SECONDS, Event, TextSignals, open_features, text_signals
 from serving.predictions import PredictionLog, Row
 
@@ -415,8 +423,13 @@ class Scorer:
         """How the service stands, for people on call: models, share, counts, backlog, reasons to worry."""
         live, log = self._live, self.log.state()
         # Copies first: the scoring thread goes on meanwhile.
-        problems, counts = dict(self._problems), dict(self._counts)
+        problems, counts = dict(self._problems), Counter(self._counts)
         reasons = [f"{part}: {why}" for part, why in (*live.problems, *sorted(problems.items()))]
+        settling = _settling(live)
+        for model_id, watch in settling.items():
+            counts.update({f"first_stage_{name}": n for name, n in watch.counts().items()})
+            if watch.tripped:
+                reasons.append(f"first stage of {model_id}: {watch.tripped}")
         if log.spooled:
             reasons.append(f"prediction log: {log.spooled} predictions wait on local disk for the store")
         if log.lost:
@@ -433,6 +446,7 @@ class Scorer:
             },
             "note": None if live.champion else "no model is live: every message is allowed",
             "counts": dict(sorted(counts.items())),
+            "first_stage": {model_id: _missed(watch) for model_id, watch in settling.items()},
             "events_observed": len(self._online),
             "graph_days": self._online.snapshot_days,
             "prediction_log": asdict(log),
@@ -474,6 +488,17 @@ def _chains(live: Live) -> dict[str, tuple[ServedModel, ...]]:
 def _meant(live: Live, arm: str) -> str | None:
     champion, challenger = live.state.champion, live.state.challenger
     return {"champion": champion, "challenger": challenger, "shadow": challenger}.get(arm)
+
+
+def _settling(live: Live) -> dict[str, SettlingWatch]:
+    """The watch over each first stage in use, by model."""
+    models = [model for model in (live.champion, live.challenger) if model is not None]
+    return {model.model_id: watch for model in models if (watch := model.settling) is not None}
+
+
+def _missed(watch: SettlingWatch) -> dict[str, Any]:
+    estimate, low, high = watch.missed_share()
+    return {**watch.counts(), "missed_share": round(estimate, 5), "interval": [round(low, 5), round(high, 5)]}
 
 
 def _stacked(cases: Sequence[_Case]) -> NDArray[np.float32] | None:

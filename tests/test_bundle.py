@@ -66,7 +66,7 @@ def test_a_whole_bundle_verifies_and_says_what_it_is(folder: Path) -> None:
     assert set(manifest.files) == {p.name for p in folder.iterdir()} - {MANIFEST, SIGNATURE}
 
 
-FILES = (*bundle.REQUIRED, bundle.TREES)
+FILES = (*bundle.REQUIRED, *bundle.ENCODER_FILES, bundle.TREES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -79,6 +79,7 @@ def test_any_changed_byte_of_a_file_is_refused(folder: Path, name: str, where: f
         bundle.verify(folder)
 
 
+@settings(deadline=None)
 @given(where=st.floats(0, 1), bit=st.integers(0, 7))
 def test_any_changed_bit_of_the_manifest_is_refused(where: float, bit: int) -> None:
     data = bytearray((toy_bundle() / MANIFEST).read_bytes())

@@ -66,6 +66,7 @@ BLOCKING = {
     "graph_snapshot:graph_snapshot_expectations": True,
     "graph_snapshot:graph_snapshot_quality": False,
     "evaluation:evaluation_gate": True,
+    "evaluation:slices_hold": True,
     "attack_report:adversarial_gate": True,
     "served:answers_sound": False,
     "signals:monitoring_healthy": False,

@@ -2,20 +2,52 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
-from assets.training import features_for
-from redqueen.evaluation import MIN_RECALL, RECALL_SLACK, Report, gate, headline, judge
+from assets.environment import Environment
+from assets.partitions import candidates
+from assets.training import evaluation, features_for, training_set_key, work_folder
+from models import bundle
+from models.signing import signer_of, trust_of
+from redqueen import state
+from redqueen.evaluation import (
+    HARD,
+    MIN_RECALL,
+    MIN_SLICE,
+    RECALL_SLACK,
+    SLICE_ALPHA,
+    Report,
+    compare,
+    gate,
+    headline,
+    judge,
+    share_interval,
+    slice_verdict,
+    slices,
+)
 from redqueen.features import FEATURES_VERSION
+from redqueen.rollout import RolloutState
+from redqueen.settings import write_env
+from redqueen.store import to_parquet
+from redqueen.trainingset import SLICED_BY
+from tests.toy_model import messages, toy_bundle
 
 POLICIES = ("spam", "scam")
+T0 = datetime(2026, 1, 3, tzinfo=UTC)
 
 
 def rows(spam: list[int], scam: list[int], ids: list[str] | None = None) -> pl.DataFrame:
@@ -27,7 +59,7 @@ def rows(spam: list[int], scam: list[int], ids: list[str] | None = None) -> pl.D
 
 
 def report(recall: float = 0.9, fpr: float = 0.005, fpr_low: float = 0.002) -> Report:
-    return Report(200, 2000, recall, recall - 0.05, fpr, fpr_low, {})
+    return Report(200, 2000, recall, recall - 0.05, recall + 0.05, fpr, fpr_low, fpr + 0.003, {})
 
 
 def test_a_message_is_acted_on_when_any_policy_reaches_its_own_threshold() -> None:
@@ -43,19 +75,141 @@ def test_slices_are_kept_where_there_is_enough_to_say() -> None:
     n = 100
     spam = [1] * 40 + [0] * 60
     scores = np.array([[0.9, 0.0]] * 20 + [[0.1, 0.0]] * 80)
-    ids = [f"{'hard:' if i % 2 else ''}e{i}" for i in range(n)]
-    frame = rows(spam, [0] * n, ids).with_columns(f_account_age=pl.Series([1.0] * 90 + [9.0] * 10))
+    frame = rows(spam, [0] * n).with_columns(
+        account_age_days=pl.Series([1.0] * 90 + [9.0] * 10, dtype=SLICED_BY["account_age_days"]),
+        language=pl.Series(["en"] * 60 + ["de"] * 35 + [None] * 5, dtype=SLICED_BY["language"]),
+        community_size=pl.Series([None] * 50 + [20_000] * 50, dtype=SLICED_BY["community_size"]),
+    )
     found = judge(frame, scores, [0.5, 0.5], POLICIES).slices
     assert found["policy spam"].recall == pytest.approx(0.5)
-    assert found["attacks that once worked"].n_abuse == 20
     assert found["account new"].n_abuse == 40
-    assert "account old" not in found
+    assert (found["language en"].n_abuse, found["language de"].n_benign) == (40, 35)
+    assert found["community large"].n_benign == 50
+    assert not found.keys() & {"account old", "community small", HARD}, "too few, or none"
+    assert 0.3 < found["policy spam"].recall_low < 0.5 < found["policy spam"].recall_high < 0.7
+
+
+def test_what_attacks_made_is_a_slice_of_its_own_and_counts_nowhere_else() -> None:
+    n = 80
+    ids = [f"{'hard:' if i >= 40 else ''}e{i % 40}" for i in range(n)]
+    scores = np.array([[0.9, 0.0]] * 40 + [[0.1, 0.0]] * 40)
+    found = judge(rows([1] * n, [0] * n, ids), scores, [0.5, 0.5], POLICIES)
+    assert (found.n_abuse, found.recall) == (40, 1.0)
+    assert found.slices["policy spam"].n_abuse == 40
+    assert (found.slices[HARD].n_abuse, found.slices[HARD].recall) == (40, 0.0)
 
 
 def test_with_no_abuse_at_all_recall_is_no_division_by_zero() -> None:
     found = judge(rows([0, 0], [0, 0]), np.zeros((2, 2)), [0.5, 0.5], POLICIES)
     assert (found.recall, found.fpr, found.recall_low) == (0.0, 0.0, 0.0)
     assert not gate(found, None, 0.01).passed
+
+
+# -- intervals -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 60), k=st.integers(0, 60))
+def test_without_near_duplicates_the_interval_is_the_exact_one(n: int, k: int) -> None:
+    hit = np.arange(n) < min(k, n)
+    low, high = share_interval(hit, np.ones(n), np.arange(n))
+    exact = binomtest(int(hit.sum()), n).proportion_ci(method="exact")
+    assert (low, high) == (pytest.approx(exact.low, abs=1e-9), pytest.approx(exact.high, abs=1e-9))
+
+
+def test_copies_make_nobody_surer() -> None:
+    hit, families = np.arange(20) < 15, np.arange(20)
+    once = share_interval(hit, np.ones(20), families)
+    often = share_interval(np.repeat(hit, 9), np.ones(180), np.repeat(families, 9))
+    assert often == pytest.approx(once, abs=1e-6)
+    assert share_interval(np.ones(500, dtype=bool), np.ones(500), np.zeros(500, dtype=int))[0] < 0.05
+    assert share_interval(np.zeros(0, dtype=bool), np.zeros(0), np.zeros(0, dtype=int)) == (0.0, 1.0)
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says_also_with_campaigns() -> None:
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(300):
+        size = rng.integers(1, 12, 60)
+        family = np.repeat(np.arange(60), size)
+        # Of a campaign all are caught or most are not.
+        chance = np.where(rng.random(60) < 0.8, 0.95, 0.2)
+        low, high = share_interval(rng.random(size.sum()) < chance[family], np.ones(size.sum()), family)
+        held += low <= 0.8 * 0.95 + 0.2 * 0.2 <= high
+    assert held / 300 > 0.93
+
+
+# -- slices against the champion -----------------------------------------------------------------------------
+
+
+def world(n: int, seed: int, copies: int = 1) -> pl.DataFrame:
+    """`n` families of `copies` near-duplicates, a third of them abusive, in languages and communities."""
+    rng = np.random.default_rng(seed)
+    spam = rng.random(n) < 1 / 3
+    frame = rows([int(s) for s in spam], [0] * n).with_columns(
+        language=pl.Series(rng.choice(["en", "de", "pt", "tr"], n, p=[0.6, 0.2, 0.1, 0.1])),
+        account_age_days=pl.Series(rng.exponential(30, n), dtype=SLICED_BY["account_age_days"]),
+        community_size=pl.Series(rng.integers(1, 50_000, n), dtype=SLICED_BY["community_size"]),
+        group=pl.Series(np.arange(n)),
+    )
+    return pl.concat([frame] * copies).with_columns(event_id=pl.Series([f"e{i}" for i in range(n * copies)]))
+
+
+def decisions(frame: pl.DataFrame, seed: int, miss: float = 0.2, fpr: float = 0.01) -> np.ndarray:
+    """Messages that a detector with these error rates acts on; near-duplicates are judged alike."""
+    draw = np.random.default_rng(seed).random(frame["group"].n_unique())[frame["group"].to_numpy()]
+    return np.where(frame["p_spam"].to_numpy() >= 0.5, draw >= miss, draw < fpr)
+
+
+def test_a_candidate_as_good_as_the_champion_is_hardly_ever_said_to_be_behind() -> None:
+    alarms = 0
+    for seed in range(200):
+        frame = world(1200, seed, copies=3)
+        candidate, champion = (decisions(frame, 1000 * i + seed) for i in (1, 2))
+        found = compare(frame, candidate, champion, POLICIES, 0.01)
+        assert len(found) > 10
+        alarms += any(c.behind for c in found)
+    # Two of 200 is the most that the level allows on the average, with the binomial spread on top.
+    assert alarms <= 6, f"{alarms} false alarms at a level of {SLICE_ALPHA}"
+
+
+def test_the_slice_that_falls_behind_is_named_and_the_others_are_not() -> None:
+    frame = world(6000, seed=1)
+    champion = decisions(frame, 2)
+    worse = slices(frame, POLICIES)["language tr"] & (np.random.default_rng(3).random(frame.height) < 0.35)
+    candidate = champion & ~worse
+    verdict = slice_verdict(compare(frame, candidate, champion, POLICIES, 0.01))
+    assert not verdict.passed
+    assert [reason.split(":")[0] for reason in verdict.reasons] == ["behind the champion, language tr"]
+    assert slice_verdict(compare(frame, champion, candidate, POLICIES, 0.01)).passed
+
+
+def test_new_false_positives_in_one_slice_are_found_too() -> None:
+    frame = world(6000, seed=4)
+    champion = decisions(frame, 5)
+    benign = frame["p_spam"].to_numpy() < 0.5
+    hit = slices(frame, POLICIES)["account new"] & benign & (np.random.default_rng(6).random(6000) < 0.06)
+    behind = [c for c in compare(frame, champion | hit, champion, POLICIES, 0.01) if c.behind]
+    assert "account new" in {c.slice for c in behind}
+    assert {c.what for c in behind} == {"false positives"}
+
+
+def test_forty_copies_of_one_message_are_one_loss() -> None:
+    frame = world(MIN_SLICE * 4, seed=7, copies=40)
+    champion = np.ones(frame.height, dtype=bool)
+    lost = frame["group"].to_numpy() == frame.filter(pl.col("p_spam") >= 0.5)["group"][0]
+    found = compare(frame, champion & ~lost, champion, POLICIES, 0.01)
+    assert {c.lost for c in found if c.slice == "policy spam" and c.what == "recall"} == {1}
+    assert not any(c.behind for c in found)
+
+
+def test_a_slice_with_few_families_is_not_compared() -> None:
+    frame = world(MIN_SLICE - 1, seed=8, copies=50)
+    everything = np.ones(frame.height, dtype=bool)
+    assert compare(frame, ~everything, everything, POLICIES, 0.01) == []
+    assert slice_verdict([]).passed
+
+
+# -- the gate ------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=40))
@@ -111,3 +265,69 @@ def test_a_champion_that_knows_other_features_is_judged_as_it_is_served_by_text_
     assert features_for(detector(FEATURES_VERSION, "b", "a"), rows).tolist() == [[3.0, 1.0], [4.0, 2.0]]
     assert features_for(detector("of-old", "b", "gone"), rows) is None
     assert features_for(detector(FEATURES_VERSION), rows) is None
+
+
+# -- the asset -----------------------------------------------------------------------------------------------
+
+CANDIDATE = "2026-01-03T14-attack-0001"
+
+
+def published(env: Environment, folder: Path, **thresholds: float) -> str:
+    """The toy detector, published with these thresholds; returns its model_id."""
+    shutil.copytree(toy_bundle(), folder)
+    fused = json.loads((folder / bundle.FUSION).read_text())
+    manifest = bundle.verify(folder)
+    for policy, threshold in thresholds.items():
+        fused["thresholds"][manifest.policies.index(policy)] = threshold
+    (folder / bundle.FUSION).write_text(json.dumps(fused))
+    kept = ("policies", "features_version", "feature_names", "selected", "snapshot", "code_version", "parent")
+    bundle.write_manifest(
+        folder, **{name: getattr(manifest, name) for name in kept}, created_at=manifest.created_at
+    )
+    signer_of(env.settings).sign(folder)
+    return bundle.publish(env.store, folder, trust_of(env.settings))
+
+
+def evaluated(env: Environment, model: str, champion: str | None) -> dict[str, Any]:
+    """What the asset says of a model that held-out messages of the toy world are put to."""
+    state.advance_candidate(env.store, CANDIDATE, "trained", T0, "told", model_id=model)
+    live = replace(RolloutState.initial(), champion=champion).to_dict()
+    env.store.put_json(state.LIVE_KEY, live)
+    said = messages(1500, seed=11)
+    held = pl.DataFrame(
+        {
+            "event_id": [f"e{i}" for i in range(len(said))],
+            "text": [m.text for m in said],
+            "language": ["en", "de"] * (len(said) // 2),
+            "group": list(range(len(said))),
+            **{f"p_{p}": [float(m.policy == p) for m in said] for p in POLICIES},
+        }
+    )
+    env.store.put(training_set_key(CANDIDATE), to_parquet(held.to_arrow()))
+    folder = work_folder(env, CANDIDATE)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text(json.dumps({"held_event_ids": held["event_id"].to_list()}))
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(candidates.name or "", [CANDIDATE])
+        dg.materialize(
+            [evaluation], instance=instance, partition_key=CANDIDATE, resources={"env": env},
+            selection=[evaluation], raise_on_error=False,
+        )  # fmt: skip
+    return env.store.get_json(f"evaluations/{model}/evaluation.json")
+
+
+def test_a_candidate_that_gives_up_a_slice_is_rejected_and_the_slice_is_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_env(home, policies="spam,scam", severe_policies="", fpr_budget=0.05)
+    env = Environment(home=str(home))
+    champion = published(env, tmp_path / "a")
+    alone = evaluated(env, champion, None)
+    assert alone["passed"], alone["reasons"]
+    assert alone["compared"] == []
+    assert {"language en", "language de", "policy spam"} <= alone["reports"]["candidate"]["slices"].keys()
+    worse = evaluated(env, published(env, tmp_path / "b", scam=0.999999), champion)
+    assert not worse["passed"]
+    assert state.candidate(env.store, CANDIDATE)["status"] == "rejected"
+    behind = [reason for reason in worse["reasons"] if reason.startswith("behind the champion")]
+    assert any("policy scam: recall" in reason for reason in behind)
+    assert not any("policy spam" in reason for reason in behind)

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dagster import MaterializeResult, PipesSubprocessClient, asset, materialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models import baseline, bundle, fusion
 from models.detector import Detector
-from models.train import TrainingSpec, train
+from models.train import train
 from redqueen.errors import BundleError, InvalidInput
-from tests.toy_model import FEATURES, POLICIES, matrix, messages, spec, toy_bundle
+from tests.toy_model import POLICIES, matrix, messages, spec, toy_bundle
 
 
 @pytest.fixture(scope="module")
@@ -204,15 +201,6 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         train(spec(tmp_path, policies=("spam", "hate")))
 
 
-def test_a_spec_travels_as_json(tmp_path: Path) -> None:
-    plan = spec(tmp_path)
-    assert TrainingSpec.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
-    with pytest.raises(InvalidInput, match="layer_count"):
-        TrainingSpec.from_dict({**plan.to_dict(), "layer_count": 3})
-    with pytest.raises(InvalidInput, match="incomplete"):
-        TrainingSpec.from_dict({"out": "x"})
-
-
 def test_what_was_measured_is_reported() -> None:
     metrics = json.loads((toy_bundle() / bundle.METRICS).read_text())
     assert metrics["selected"] == "fusion"
@@ -244,82 +232,6 @@ def test_without_behaviour_it_says_so_and_the_baseline_can_serve(
     rows = messages(400, seed=96)
     acted = served.decide(served.score([m.text for m in rows], np.zeros((400, 0))))
     assert acted[[m.policy is not None for m in rows]].mean() > 0.6
-
-
-@pytest.mark.slow
-def test_the_same_seed_gives_the_same_model_and_another_does_not(tmp_path: Path) -> None:
-    (tmp_path / "again").mkdir()
-    (tmp_path / "other").mkdir()
-    first = bundle.verify(toy_bundle()).model_id
-    assert bundle.verify(train(spec(tmp_path / "again"))).model_id == first
-    assert bundle.verify(train(spec(tmp_path / "other", seed=8))).model_id != first
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("epochs_done", [1, 2])
-def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(tmp_path: Path, epochs_done: int) -> None:
-    plan = spec(tmp_path)
-    (tmp_path / "spec.json").write_text(json.dumps(plan.to_dict()))
-    command = [sys.executable, "-m", "models.train", "--spec", str(tmp_path / "spec.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            # The checkpoint of an epoch is whole before the next epoch reports.
-            if line.startswith(f"epoch {epochs_done + 1} of 3"):
-                os.kill(process.pid, signal.SIGKILL)
-                break
-    assert process.wait() == -signal.SIGKILL
-    told: list[str] = []
-    folder = train(plan, lambda event: told.append(event["stage"]))
-    assert any(stage.startswith("resumed after epoch") for stage in told)
-    assert bundle.verify(folder).model_id == bundle.verify(toy_bundle()).model_id
-
-
-@pytest.mark.slow
-def test_under_dagster_it_streams_progress_and_hands_back_the_result(tmp_path: Path) -> None:
-    plan, results = spec(tmp_path), []
-
-    @asset
-    def candidate(context, pipes: PipesSubprocessClient) -> MaterializeResult:  # type: ignore[no-untyped-def]
-        run = pipes.run(
-            command=[sys.executable, "-m", "models.train"], context=context, extras={"spec": plan.to_dict()}
-        )
-        results.extend(run.get_custom_messages())
-        return run.get_materialize_result()
-
-    assert materialize([candidate], resources={"pipes": PipesSubprocessClient()}).success
-    assert results[0]["model_id"] == bundle.verify(toy_bundle()).model_id
-    assert "loss" in results[0]["curve"][0]
-
-
-@pytest.mark.slow
-def test_any_hugging_face_encoder_can_be_trained(tmp_path: Path) -> None:
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    raw.train_from_iterator(
-        [m.text for m in messages(300, 1)], trainers.WordPieceTrainer(special_tokens=special)
-    )
-    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    source = tmp_path / "tiny-encoder"
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(source)
-    shape = transformers.BertConfig(
-        vocab_size=raw.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-    )
-    transformers.BertModel(shape).save_pretrained(source)
-    folder = train(spec(tmp_path, encoder=str(source), epochs=2))
-    assert str(tmp_path) not in (folder / bundle.NETWORK).read_text()
-    assert Detector.load(folder).score(["claim free gift"], [[2.0, -1.0]]).shape == (1, len(POLICIES))
-    assert Detector.load(folder).feature_names == FEATURES
 
 
 # -- thresholds and judges who err ---------------------------------------------------------------------------

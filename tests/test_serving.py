@@ -590,7 +590,7 @@ def small_bundle(folder: Path, *, seed: int, names: tuple[str, ...] = NAMES) -> 
         bundle.FUSION: json.dumps(fused.to_dict()).encode(),
     }
     folder.mkdir(parents=True)
-    for name in {*bundle.REQUIRED, bundle.TREES}:
+    for name in {*bundle.REQUIRED, *bundle.ENCODER_FILES, bundle.TREES}:
         (folder / name).write_bytes(contents.get(name, b"unused"))
     manifest = bundle.write_manifest(
         folder, policies=POLICIES, features_version=FEATURES_VERSION,
@@ -616,18 +616,18 @@ def test_real_bundles_are_fetched_verified_and_swapped_and_a_tampered_one_is_ref
     try:
         platform.live(stage="100%", champion=ids[0])
         assert platform.scored(event(0, "free x prize click now"), event(1, "lunch at x today")) == [
-            ("limit", False),
+            ("block", False),
             ("allow", False),
         ]
         key = f"models/{ids[1]}/{bundle.LINEAR}"
         whole = platform.store.get(key).data
         platform.store.put(key, whole[:-1] + b"x")
         platform.live(stage="100%", champion=ids[1])
-        assert platform.scored(event(2, "free y prize click now")) == [("limit", True)]
+        assert platform.scored(event(2, "free y prize click now")) == [("block", True)]
         assert "was changed" in str(platform.client.state()["degraded_reasons"])
         platform.store.put(key, whole)
         platform.client.refresh()
-        assert platform.scored(event(3, "free z prize click now")) == [("limit", False)]
+        assert platform.scored(event(3, "free z prize click now")) == [("block", False)]
         assert dict(platform.logged().select("event_id", "model_id").iter_rows()) == {
             "e0": ids[0], "e1": ids[0], "e2": ids[0], "e3": ids[1],
         }  # fmt: skip

@@ -44,6 +44,14 @@ def test_maturity_is_the_policys_own_or_the_default(tmp_path: Path, monkeypatch:
     assert found.maturity == {"spam": found.maturity_hours, "scam": 24.0, "harassment": 8.5}
 
 
+def test_what_a_miss_costs_is_the_policys_own_or_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RQ_MISS_COST_BY_POLICY", "scam=10")
+    found = load_settings(tmp_path)
+    assert found.miss_costs == (found.miss_cost, 10.0, found.miss_cost)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -54,6 +62,8 @@ def test_maturity_is_the_policys_own_or_the_default(tmp_path: Path, monkeypatch:
         ("RQ_MATURITY_BY_POLICY", "hate=8", "not among RQ_POLICIES"),
         ("RQ_MATURITY_BY_POLICY", "spam=0", "above 0"),
         ("RQ_MATURITY_BY_POLICY", "spam", "maturity_by_policy"),
+        ("RQ_MISS_COST_BY_POLICY", "hate=8", "not among RQ_POLICIES"),
+        ("RQ_MISS_COST_BY_POLICY", "spam=0", "above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(

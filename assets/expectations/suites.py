@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from redqueen import trainingset
 from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
 from redqueen.graph import NUMBERS
 from redqueen.ingest import CLOCK_SKEW, MAX_EVENT_AGE
@@ -333,16 +334,16 @@ _GOLD = of_schema(
 
 
 def _training_columns(facts: Facts) -> list[str]:
-    targets = [f"p_{policy}" for policy in facts.policies]
-    return ["event_id", "ts", "text", "weight", "group", *targets, *(f"f_{name}" for name in NAMES)]
+    return trainingset.columns(facts.policies, NAMES)
 
 
 def _training_derived(facts: Facts) -> Sequence[Derived]:
     targets = [f"p_{policy}" for policy in facts.policies]
-    wrong = {name: _out(name, 0, 1) for name in targets} | {"weight": _out("weight", ROUNDING, 1)}
+    wrong = {name: _out(name, 0, 1) for name in targets}
+    wrong |= {name: _out(name, ROUNDING, 1) for name in ("weight", "inclusion")}
     made = _features_derived("f_", behaviour=facts.behaviour)
     return [
-        _missing(("event_id", "ts", "text", "weight", "group", *targets)),
+        _missing(("event_id", "ts", "text", "weight", "inclusion", "group", *targets)),
         # A message may be there once as it was sent, and once for each rewriting that worked.
         _copies(("event_id", "text")),
         Derived("targets_outside", tuple(wrong), wrong),
