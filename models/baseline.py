@@ -133,8 +133,8 @@ def fit(
     weight: Floats,
     *,
     start: Linear | None = None,
-    strength: float = 60.0,
-    iterations: int = 80,
+    strength: float = 20.0,
+    iterations: int = 40,
 ) -> Linear:
     """Weighted logistic regression on soft targets, all policies at once, by L-BFGS.
 

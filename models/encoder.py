@@ -71,36 +71,36 @@ def _local(source: str) -> dict[str, bool]:
 
 
 class WordVectors(nn.Module):
-    """The code points of words [u, WORD, 3 bytes] to vectors [u, width].
+    """The code points of words [u, up to WORD, 3 bytes] to vectors [u, width]. What fills a word up changes
+    nothing.
 
-    A byte is eight bits times a matrix, which is looking up one of 256 rows; convolutions over the characters
-    see which stand near which (up to five away to either side), the maximum over the word what it contains
-    anywhere.
+    A byte is eight bits times a matrix, which is looking up one of 256 rows; two convolutions over the
+    characters see which stand near which (up to three away to either side), the maximum over the word what it
+    contains anywhere.
     """
 
     bits: Tensor
 
-    def __init__(self, width: int, channels: int = 96) -> None:
+    def __init__(self, width: int, channels: int = 64) -> None:
         super().__init__()
         self.register_buffer("bits", ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).float(), False)
         self.from_bits = nn.Parameter(torch.randn(3, 8, channels) * 0.3)
         self.place = nn.Parameter(torch.randn(WORD, channels) * 0.1)
         self.one = nn.Linear(channels, channels)
-        self.near = nn.ModuleList([nn.Conv1d(channels, channels, 5, padding=2) for _ in range(2)])
+        self.near = nn.Conv1d(channels, channels, 5, padding=2)
         self.far = nn.Conv1d(channels, 2 * channels, 3, padding=1)
         self.out = nn.Linear(2 * channels, width)
 
     def forward(self, words: Tensor) -> Tensor:
         """Vectors of words; that of the empty word means nothing."""
         codes = words.long()
-        characters = self.place + sum(
+        characters = self.place[: words.shape[1]] + sum(
             nn.functional.embedding(codes[..., i], rows) for i, rows in enumerate(self.bits @ self.from_bits)
         )
         there = (codes.sum(-1, keepdim=True) > 0).to(characters.dtype)
         seen = (self.one(torch.relu(characters)) * there).transpose(1, 2)
         there = there.transpose(1, 2)
-        for near in self.near:
-            seen = torch.relu(near(seen)) * there + seen
+        seen = torch.relu(self.near(seen)) * there + seen
         return self.out((torch.relu(self.far(seen)) * there).amax(2))
 
 
@@ -147,10 +147,10 @@ class CompactEncoder(nn.Module):
         self.backbone.embeddings.word_embeddings.requires_grad_(False)
         self.head = _Head(config.width, policies)
 
-    def forward(self, words: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
+    def forward(self, short: Tensor, long: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
         mask = (kinds > 0).long()
         # A word that comes up a hundred times in a batch is read once.
-        vectors = nn.functional.embedding(places, self.vectors(words))
+        vectors = nn.functional.embedding(places, torch.cat([self.vectors(short), self.vectors(long)]))
         vectors = vectors * (kinds > LEVELS).unsqueeze(-1).to(vectors.dtype)
         states = self.backbone(inputs_embeds=vectors, attention_mask=mask, token_type_ids=kinds)
         return self.head(states.last_hidden_state, mask)
@@ -351,8 +351,7 @@ def to_onnx(model: Encoder, reader: Reader) -> bytes:
 
     feeds = reader.padded(reader.sequences([View("free gift claim", 1, "fr33 gift"), View("hello", 0)]))
     axes = {name: {i: f"{name}_{i}" for i in range(values.ndim)} for name, values in feeds.items()}
-    if "words" in feeds:
-        axes["words"] = {0: "u"}
+    axes |= {name: {0: name} for name in ("short", "long") if name in feeds}
     out = io.BytesIO()
     with warnings.catch_warnings():
         # The tracing exporter is marked as old; it takes 0.4 s, and the new one wants another package and 10

@@ -48,7 +48,7 @@ NOT_LEARNT_FROM = (
 def schedule(parts: Split, epochs: int) -> tuple[list[Rows], list[Rows]]:
     """The rows of each epoch: rehearsal on the older ones, then the refresh, with the newest twice.
 
-    Half of the epochs each: what attackers do now is in the newest alone, and is not learnt in passing.
+    Up to half of the epochs: what attackers do now is in the newest alone, and is not learnt in passing.
     """
     refresh = max(1, epochs // 2)
     newest_twice = np.concatenate([parts.older, parts.newest, parts.newest])

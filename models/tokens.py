@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -76,6 +76,8 @@ class Reader(Protocol):
 
 WORD = 16
 """Characters of a word (as in RETVec: Bursztein et al., NeurIPS 2023); a longer one is read in pieces."""
+SHORT = 8
+"""Most words are no longer, and cost half as much to read."""
 _WORDS = re.compile(rf"[^\W_]{{1,{WORD}}}|(?:(?!\s)[\W_]){{1,4}}")
 MARK, CANONICAL, SENT = 1, 1 + LEVELS, 2 + LEVELS
 KINDS = SENT + 1
@@ -112,16 +114,23 @@ class Words:
         return Line(("", *canonical, *sent), kinds)
 
     def padded(self, batch: Sequence[Line]) -> Feeds:
-        """`words` uint8 [u, WORD, 3], the code points of each distinct word in three bytes, the empty word
-        first; `places` int64 [n, longest], the word at each place; `kinds` int64 [n, longest], 0 in padding.
+        """`short` uint8 [u, SHORT, 3] and `long` uint8 [v, WORD, 3], the code points of each distinct word in
+        three bytes, the empty word first in both; `places` int64 [n, longest], the word at each place, the
+        long ones counted on after the short; `kinds` int64 [n, longest], 0 in padding.
         """
         shape = len(batch), max(map(len, batch))
         places, kinds = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        known: dict[str, int] = {"": 0}
+        short, long = {"": 0}, {"": 0}
         for row, line in enumerate(batch):
-            places[row, : len(line)] = [known.setdefault(word, len(known)) for word in line.words]
+            places[row, : len(line)] = [
+                short.setdefault(word, len(short))
+                if len(word) <= SHORT
+                else ~long.setdefault(word, len(long))
+                for word in line.words
+            ]
             kinds[row, : len(line)] = line.kinds
-        return {"words": _codes(known), "places": places, "kinds": kinds}
+        places = np.where(places < 0, len(short) + ~places, places)
+        return {"short": _codes(short, SHORT), "long": _codes(long, WORD), "places": places, "kinds": kinds}
 
     def to_bytes(self) -> bytes:
         return json.dumps({"reader": "words", "most": self.most}).encode()
@@ -131,10 +140,10 @@ def _words(message: str) -> list[str]:
     return _WORDS.findall(message)
 
 
-def _codes(words: Sequence[str] | dict[str, int]) -> npt.NDArray[np.uint8]:
-    filled = "".join(word.ljust(WORD, "\0") for word in words)
+def _codes(words: Iterable[str], size: int) -> npt.NDArray[np.uint8]:
+    filled = "".join(word.ljust(size, "\0") for word in words)
     codes = np.frombuffer(filled.encode("utf-32-le", "surrogatepass"), np.uint8)
-    return np.ascontiguousarray(codes.reshape(-1, WORD, 4)[:, :, :3])
+    return np.ascontiguousarray(codes.reshape(-1, size, 4)[:, :, :3])
 
 
 # -- a pretrained encoder's reader ---------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shall
     linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows])
     before = Shallow(linear, _fit_trees(spec, data, rows))
     rows = parts.everything
-    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows], start=linear, iterations=60)
+    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows], start=linear, iterations=20)
     after = Shallow(linear, _fit_trees(spec, data, rows))
     return before, after, _forward(spec, data, parts, design)
 

@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     encoder_heads: int = Field(4, ge=1, description="Attention heads; they divide the width.")
     max_tokens: int = Field(48, ge=8, le=512, description="Tokens of a message that the encoder reads.")
     train_epochs: int = Field(
-        6, ge=1, description="Passes over the training set at most, half of them with the newest messages."
+        3, ge=1, description="Passes over the training set at most; the later ones with the newest messages."
     )
     train_seed: int = Field(7, ge=0, description="The same snapshot and seed give the same model.")
     train_max_rows: int = Field(
