@@ -40,6 +40,7 @@ SMALL = {
     "RQ_MIN_TRUSTED_LABELS": "400",
     "RQ_MIN_CLASS_LABELS": "60",
     "RQ_MIN_NEW_LABELS": "60",
+    "RQ_MIN_MISSED_LABELS": "40",
 }
 FEED = ("demo", "--feed", "--seed", "3", "--scale", "0.4", "--hours", "18", "--seconds-per-hour", "1")
 LIVE_SECONDS, CANARY_SECONDS, RUN_SECONDS = 600, 900, 300  # on a busy machine; half that is usual
