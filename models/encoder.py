@@ -91,8 +91,11 @@ class WordVectors(nn.Module):
         self.far = nn.Conv1d(channels, 2 * channels, 3, padding=1)
         self.out = nn.Linear(2 * channels, width)
 
-    def forward(self, words: Tensor) -> Tensor:
-        """Vectors of words; that of the empty word means nothing."""
+    def forward(self, short: Tensor, long: Tensor) -> Tensor:
+        """Vectors of short words, then of long ones; that of the empty word means nothing."""
+        return self.out(torch.cat([self._contained(short), self._contained(long)]))
+
+    def _contained(self, words: Tensor) -> Tensor:
         codes = words.long()
         characters = self.place[: words.shape[1]] + sum(
             nn.functional.embedding(codes[..., i], rows) for i, rows in enumerate(self.bits @ self.from_bits)
@@ -101,7 +104,7 @@ class WordVectors(nn.Module):
         seen = (self.one(torch.relu(characters)) * there).transpose(1, 2)
         there = there.transpose(1, 2)
         seen = torch.relu(self.near(seen)) * there + seen
-        return self.out((torch.relu(self.far(seen)) * there).amax(2))
+        return (torch.relu(self.far(seen)) * there).amax(2)
 
 
 class _Head(nn.Module):
@@ -150,7 +153,7 @@ class CompactEncoder(nn.Module):
     def forward(self, short: Tensor, long: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
         mask = (kinds > 0).long()
         # A word that comes up a hundred times in a batch is read once.
-        vectors = nn.functional.embedding(places, torch.cat([self.vectors(short), self.vectors(long)]))
+        vectors = nn.functional.embedding(places, self.vectors(short, long))
         vectors = vectors * (kinds > LEVELS).unsqueeze(-1).to(vectors.dtype)
         states = self.backbone(inputs_embeds=vectors, attention_mask=mask, token_type_ids=kinds)
         return self.head(states.last_hidden_state, mask)
