@@ -44,7 +44,7 @@ from common import QUICK, best_of, finish, show
 from numpy.typing import NDArray
 
 from models import bundle, quantize
-from models.cascade import disguises, loudest
+from models.cascade import disguises
 from models.detector import Detector, Network, Shortcuts
 from models.tokens import load_reader, views
 from models.train import TrainingSpec, train
@@ -267,14 +267,13 @@ def show_parts(name: str, whole: Detector, served: Detector, messages: Messages)
     parts = whole.parts
     work = {
         "canonical form": lambda i: views(messages.texts[i : i + BATCH]),
-        "linear, whole text": lambda i: parts["linear"].logits(canonical[i : i + BATCH]),
-        "first stage: linear, loudest piece": lambda i: loudest(parts["linear"], canonical[i : i + BATCH]),
+        "linear": lambda i: parts["linear"].logits(canonical[i : i + BATCH]),
         "trees": lambda i: parts["trees"].logits(messages.features[i : i + BATCH]),
         "encoder": lambda i: parts["encoder"].logits(read[i : i + BATCH]),
     }
     rows = []
     for part, one in work.items():
-        if part.split(",")[0] in ("trees", "encoder") and part not in parts:
+        if part in ("trees", "encoder") and part not in parts:
             continue
         rows.append((part, best_of(lambda one=one: [one(i) for i in lots]) / len(read) * 1e6))
     rows += [("all, every message by all parts", cpu(whole, messages) * 1e6)]

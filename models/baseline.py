@@ -3,10 +3,14 @@ pickle.
 
 It trains beside the deep model and is served in its place when it is as good; it is also one of the voices
 that `models.fusion` weighs. Hashing is plain array arithmetic over the whole batch: about 10 us a message.
+
+A mean over a message can be diluted: enough kind words, and the abuse among them is a detail. So a text is
+hashed in pieces, and of a long one the loudest stretch speaks beside the whole.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +21,20 @@ import numpy.typing as npt
 from models.tokens import MAX_CHARACTERS
 
 Floats = npt.NDArray[np.floating[Any]]
+Rows = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]
 
 BITS = 18
 GRAMS = (2, 3, 4, 5)
 LEAST_MESSAGES = 2
+PIECE = 64
+"""Characters of a piece, about a dozen words: a short lure and little else."""
+STRETCH = 6
+"""Pieces of a stretch: the length of a short message. A text of more pieces is long."""
+STRETCH_SHARE = 0.7
+"""How much the loudest stretch of a long text counts; the rest is the whole's. With more, one odd line makes
+a benign text abuse."""
+_PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
 _WORD, _PAIR = np.uint64(0x517CC1B727220A95), np.uint64(0x2545F4914F6CDD1D)
@@ -70,6 +84,20 @@ def _words(
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What a linear model makes of texts, as log odds [n, policies].
+
+    Attributes:
+        logits: its answer.
+        loudest: the loudest part of each text: a piece, two neighbours, or the whole. Words before or after
+            the abuse cannot make it quieter.
+    """
+
+    logits: Floats
+    loudest: Floats
+
+
+@dataclass(frozen=True)
 class Linear:
     """A trained baseline.
 
@@ -85,15 +113,35 @@ class Linear:
 
     def logits(self, canonical: Sequence[str]) -> npt.NDArray[np.float32]:
         """Log odds [n, policies] of canonical texts."""
-        n = len(canonical)
-        if n == 0:
-            return np.zeros((0, len(self.bias)), np.float32)
+        return np.asarray(self.hear(canonical).logits, np.float32)
+
+    def hear(self, canonical: Sequence[str]) -> Heard:
+        """All that it says of canonical texts, hashed once."""
+        if not len(canonical):
+            nothing = np.zeros((0, len(self.bias)), np.float32)
+            return Heard(nothing, nothing)
+        pieces, first, last = _cut(canonical)
         # An older bundle may hash into fewer buckets: its own size says how many.
-        rows, found = buckets(canonical, len(self.weights).bit_length() - 1)
-        norm = np.sqrt(np.bincount(rows, self.scale[found], n) + 1e-6)
-        hit = self.weights[found]
-        sums = np.stack([np.bincount(rows, hit[:, p], n) for p in range(len(self.bias))], axis=1)
-        return (sums / norm[:, None] + self.bias).astype(np.float32)
+        row, bucket = buckets(pieces, len(self.weights).bit_length() - 1)
+        columns = (self.scale[bucket], *self.weights[bucket].T)
+        sums = np.stack([np.bincount(row, column, len(pieces)) for column in columns], axis=1)
+        before = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0)])
+
+        def odds(begin: Places, end: Places) -> Floats:
+            part = before[end] - before[begin]
+            return np.asarray(part[:, 1:] / np.sqrt(part[:, :1] + 1e-6) + self.bias)
+
+        size = last - first
+        begin, end = np.repeat(first, size), np.repeat(last, size)
+
+        def loudest(width: int) -> Floats:
+            at = np.maximum(begin, np.minimum(np.arange(len(pieces)), end - width))
+            return np.asarray(np.maximum.reduceat(odds(at, np.minimum(at + width, end)), first))
+
+        whole = odds(first, last)
+        long = (size > STRETCH)[:, None]
+        logits = np.where(long, STRETCH_SHARE * loudest(STRETCH) + (1 - STRETCH_SHARE) * whole, whole)
+        return Heard(logits, np.maximum(np.maximum(loudest(1), loudest(2)), whole))
 
     def to_bytes(self) -> bytes:
         """Safetensors."""
@@ -110,25 +158,56 @@ class Linear:
         return Linear(tensors["weights"], tensors["scale"], tensors["bias"])
 
 
+def _cut(canonical: Sequence[str]) -> tuple[list[str], Places, Places]:
+    """The pieces of all texts, one after the other, and where those of each text begin and end."""
+    found = [_PIECES.findall(text[:MAX_CHARACTERS]) or [""] for text in canonical]
+    last = np.cumsum([len(pieces) for pieces in found])
+    first = np.concatenate([[0], last[:-1]])
+    return [piece for pieces in found for piece in pieces], first, last
+
+
 @dataclass(frozen=True)
 class Design:
-    """Hashed texts ready to fit on: a CSR matrix [n, 2**BITS] of plain occurrences, normalised later."""
+    """Hashed texts ready to fit on, as CSR matrices of plain occurrences, normalised later.
+
+    Attributes:
+        counts: [n, 2**BITS], of the texts.
+        stretches: [s, 2**BITS], of the stretches of the long ones, one after the other.
+        owner: int64 [s], whose stretch it is.
+    """
 
     counts: Any
+    stretches: Any
+    owner: Places
 
     @staticmethod
     def of(canonical: Sequence[str]) -> Design:
-        """Hash once; both fits of a training run take their rows from it."""
+        """Hash once; all fits of a training run take their rows from it."""
         from scipy.sparse import csr_matrix
 
-        rows, found = buckets(canonical)
+        pieces, first, last = _cut(canonical)
+        rows, found = buckets(pieces)
         ones = np.ones(len(rows), np.float32)
-        return Design(csr_matrix((ones, (rows, found)), shape=(len(canonical), 2**BITS), dtype=np.float32))
+        by_piece = csr_matrix((ones, (rows, found)), shape=(len(pieces), 2**BITS), dtype=np.float32)
+
+        def joined(begin: Places, end: Places) -> Any:
+            """The sums of the pieces from `begin` to before `end`."""
+            ends = np.concatenate([[0], np.cumsum(end - begin)])
+            places = np.arange(ends[-1]) - np.repeat(ends[:-1] - begin, end - begin)
+            ones = np.ones(len(places), np.float32)
+            return csr_matrix((ones, places, ends), shape=(len(begin), len(pieces))) @ by_piece
+
+        long = np.flatnonzero(last - first > STRETCH)
+        number = -(-(last - first)[long] // STRETCH)
+        owner = np.repeat(long, number)
+        nth = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
+        begin = first[owner] + nth * STRETCH
+        return Design(joined(first, last), joined(begin, np.minimum(begin + STRETCH, last[owner])), owner)
 
 
 def fit(
     design: Design,
-    rows: npt.NDArray[np.int64],
+    rows: Rows,
     targets: Floats,
     weight: Floats,
     *,
@@ -139,7 +218,7 @@ def fit(
     """Weighted logistic regression on soft targets, all policies at once, by L-BFGS.
 
     Args:
-        design: hashed texts.
+        design: hashed texts; the stretches of the long ones are learnt from as well.
         rows: the rows of `design` to fit on.
         targets: probabilities [len(rows), policies].
         weight: [len(rows)].
@@ -150,10 +229,15 @@ def fit(
     from scipy.sparse import diags_array
 
     counts = design.counts[rows]
+    # Parts of a text say nothing of how many texts contain a thing.
     document = np.bincount(counts.indices, minlength=2**BITS)
     # What one message alone contains says nothing of the next, and would take most of the norm.
     idf = np.where(document >= LEAST_MESSAGES, np.log((1 + len(rows)) / (1 + document)) + 1, 0.0)
     idf = idf.astype(np.float32)
+    counts, of = _with_stretches(design, rows, counts)
+    # The stretches of a text say much the same: together they weigh the root of their number.
+    weight = np.concatenate([weight, weight[of] / np.sqrt(np.bincount(of)[of])])
+    targets = np.concatenate([targets, targets[of]])
     norm = np.sqrt(counts @ (idf**2) + 1e-6)
     seen = np.flatnonzero(idf)
     x = (diags_array(1 / norm) @ counts @ diags_array(idf)).tocsc()[:, seen].tocsr().astype(np.float32)
@@ -183,3 +267,13 @@ def fit(
     weights = np.zeros((2**BITS, n_policies), np.float32)
     weights[seen] = theta[:-1] * idf[seen, None]
     return Linear(weights, idf**2, theta[-1].astype(np.float32))
+
+
+def _with_stretches(design: Design, rows: Rows, counts: Any) -> tuple[Any, Places]:
+    """The counts of some rows and of all their stretches; whose stretch each is, as a place in `rows`."""
+    from scipy.sparse import vstack
+
+    place = np.full(design.counts.shape[0], -1)
+    place[rows] = np.arange(len(rows))
+    theirs = np.flatnonzero(place[design.owner] >= 0)
+    return vstack([counts, design.stretches[theirs]], format="csr"), place[design.owner[theirs]]

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.baseline import Linear, buckets
+from models.baseline import Linear
 from models.fusion import Floats, Fusion, Logits, Slice, Voice, calibrate, ece, share, sigmoid
 from models.tokens import View, views
 from redqueen import attacks
@@ -43,9 +43,6 @@ from redqueen.features import with_text
 
 Mask = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
-
-PIECE = 64
-"""Characters of a piece, about a dozen words: a short lure and little else."""
 
 MOST_MISSED, CONFIDENCE = 0.01, 0.95
 """Most of the abuse that the whole model catches that the first stage may settle, and how surely."""
@@ -64,36 +61,6 @@ TRIP_CONFIDENCE = 0.999
 """How sure the watch must be of too many misses: it looks again and again, and each look may err."""
 
 _PARTS = re.compile(r".{1,160}\s|.{1,160}", re.DOTALL)
-_PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)
-
-
-def loudest(linear: Linear, canonical: Sequence[str]) -> Floats:
-    """Log odds [n, policies] of the loudest part of each text: a piece, two neighbours, or the whole."""
-    if not len(canonical):
-        return np.zeros((0, len(linear.bias)), np.float32)
-    cut = [_PIECES.findall(text) or [""] for text in canonical]
-    pieces = [piece for found in cut for piece in found]
-    row, bucket = buckets(pieces, len(linear.weights).bit_length() - 1)
-    norm: Floats = np.bincount(row, linear.scale[bucket], len(pieces)).astype(np.float64)
-    hit = linear.weights[bucket]
-    sums: Floats = np.stack(
-        [np.bincount(row, column, len(pieces)).astype(np.float64) for column in hit.T], axis=1
-    )
-    starts = np.cumsum([0, *map(len, cut[:-1])])
-    best = _odds(linear, sums, norm)
-    if len(pieces) > len(cut):
-        inside = np.ones(len(pieces) - 1, bool)
-        inside[starts[1:] - 1] = False
-        pairs = _odds(linear, sums[:-1] + sums[1:], norm[:-1] + norm[1:])
-        best[:-1] = np.where(inside[:, None], np.maximum(best[:-1], pairs), best[:-1])
-        all_sums, all_norm = (np.asarray(np.add.reduceat(one, starts), np.float64) for one in (sums, norm))
-        whole = _odds(linear, all_sums, all_norm)
-        return np.asarray(np.maximum(np.maximum.reduceat(best, starts), whole), np.float32)
-    return np.asarray(best, np.float32)
-
-
-def _odds(linear: Linear, sums: Floats, norm: Floats) -> Floats:
-    return np.asarray(sums / np.sqrt(norm + 1e-6)[:, None] + linear.bias)
 
 
 @dataclass(frozen=True)
@@ -118,17 +85,19 @@ class Cascade:
     text_only: Stage
     thresholds: tuple[float, ...]
 
-    def settle(self, linear: Linear, canonical: Sequence[str], trees: Floats | None) -> tuple[Floats, Mask]:
+    def settle(self, loudest: Floats, trees: Floats | None, wordless: Mask) -> tuple[Floats, Mask]:
         """Calibrated probabilities [n, policies] by linear and trees alone, and which messages [n] that
         settles: every policy's probability is far enough below its threshold.
 
         Args:
+            loudest: what `Linear.hear` hears in the loudest part of each message.
+            wordless: the messages in which there is nothing to read: the text parts know nothing of them, so
+                they are not settled.
             trees: their log odds [n, policies]; None where behaviour is not known.
         """
         stage = self.full if trees is not None and self.full is not None else self.text_only
-        p, ratio = _judged(stage.voice, _heard(loudest(linear, canonical), trees), self.thresholds)
-        # Where there is nothing to read the text parts know nothing: another voice speaks for such messages.
-        return p, (ratio < stage.cut) & np.array([bool(text) for text in canonical], bool)
+        p, ratio = _judged(stage.voice, _heard(loudest, trees), self.thresholds)
+        return p, (ratio < stage.cut) & ~wordless
 
     def to_bytes(self) -> bytes:
         """JSON."""
@@ -197,7 +166,7 @@ class Parts:
         trees = None
         if self.trees is not None and held.features is not None:
             trees = self.trees.logits(with_text(held.features[rows], texts, held.names))
-        return _heard(loudest(self.linear, [v.canonical for v in seen]), trees)
+        return _heard(self.linear.hear([v.canonical for v in seen]).loudest, trees)
 
 
 def fit(
@@ -220,7 +189,8 @@ def fit(
     attacked = _Attacked.of(held, parts, seed)
     stages: dict[str, Stage] = {}
     figures: dict[str, Any] = {"most_missed": bound, "confidence": CONFIDENCE}
-    clean = _heard(loudest(parts.linear, [v.canonical for v in held.views]), held.logits.get("trees"))
+    loudest = parts.linear.hear([v.canonical for v in held.views]).loudest
+    clean = _heard(loudest, held.logits.get("trees"))
     for name, voice in _voices(parts, without_encoder):
         seen = {part: clean[part] for part in voice.parts}
         voice = calibrate(voice, seen, held.part.targets, held.part.weight)

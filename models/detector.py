@@ -22,7 +22,7 @@ from models import bundle
 from models.baseline import Linear
 from models.bundle import Manifest
 from models.cascade import Cascade, Watch
-from models.fusion import Fusion
+from models.fusion import Fusion, Logits
 from models.signing import Trust, trust_of
 from models.tokens import Reader, View, length_buckets, load_reader, views
 from models.trees import Trees
@@ -145,28 +145,32 @@ class Detector:
         """`score` of messages that were read already."""
         trees = None
         if features is not None:
-            known = self._checked(features, len(views))
-            trees = self.parts["trees"].logits(known) if "trees" in self.parts else None
+            matrix = self._checked(features, len(views))
+            trees = self.parts["trees"].logits(matrix) if "trees" in self.parts else None
+        heard = self.parts["linear"].hear([v.canonical for v in views])
+        logits = {"linear": heard.logits} if trees is None else {"linear": heard.logits, "trees": trees}
+        wordless = np.array([not v.canonical for v in views], dtype=bool)
         if self._cascade is None or self.watch is None or self.watch.tripped:
-            return self._whole(views, trees)
-        scores, settled = self._cascade.settle(self.parts["linear"], [v.canonical for v in views], trees)
+            return self._whole(views, logits, wordless)
+        scores, settled = self._cascade.settle(heard.loudest, trees, wordless)
         read = ~settled | self.watch.sampled(views)
         if read.any():
             asked = np.flatnonzero(read)
-            scores[asked] = self._whole(
-                [views[i] for i in asked.tolist()], None if trees is None else trees[asked]
-            )
+            some = {part: z[asked] for part, z in logits.items()}
+            scores[asked] = self._whole([views[i] for i in asked.tolist()], some, wordless[asked])
         self.watch.record(settled, read, self.decide(scores))
         return scores
 
-    def _whole(self, views: Sequence[View], trees: Floats | None) -> Floats:
-        """Every part's opinion, fused."""
-        logits: dict[str, npt.NDArray[np.floating[Any]]] = {} if trees is None else {"trees": trees}
-        if "linear" in self.parts:
-            logits["linear"] = self.parts["linear"].logits([v.canonical for v in views])
+    def _whole(
+        self,
+        views: Sequence[View],
+        logits: Logits,
+        wordless: npt.NDArray[np.bool_],
+    ) -> Floats:
+        """Every part's opinion, fused; the encoder's is asked for here."""
         if "encoder" in self.parts:
-            logits["encoder"] = self.parts["encoder"].logits(views)
-        return self._fusion.probabilities(logits, np.array([not v.canonical for v in views], dtype=bool))
+            logits = {**logits, "encoder": self.parts["encoder"].logits(views)}
+        return self._fusion.probabilities(logits, wordless)
 
     def score_texts(self, texts: Sequence[str]) -> Floats:
         """`score` by text alone: what an attacker who changes only words can move."""

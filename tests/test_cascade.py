@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import baseline, bundle, cascade, fusion
-from models.cascade import Cascade, Watch, disguises, loudest
+from models.cascade import Cascade, Watch, disguises
 from models.detector import Detector, Shortcuts
 from models.tokens import View, views
 from models.train import train
@@ -54,22 +54,22 @@ def linear() -> baseline.Linear:
 # -- reading in pieces ---------------------------------------------------------------------------------------
 
 
-@given(text=st.text("abcdefgh xyz", max_size=cascade.PIECE))
+@given(text=st.text("abcdefgh xyz", max_size=baseline.PIECE))
 def test_a_short_text_is_one_piece_and_read_as_the_baseline_reads_it(
     linear: baseline.Linear, text: str
 ) -> None:
     text = " ".join(text.split())
-    np.testing.assert_allclose(loudest(linear, [text]), linear.logits([text]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(linear.hear([text]).loudest, linear.logits([text]), rtol=1e-4, atol=1e-4)
 
 
 @given(texts=st.lists(st.text(max_size=300), max_size=5))
 def test_the_loudest_part_does_not_depend_on_who_shares_the_batch(
     linear: baseline.Linear, texts: list[str]
 ) -> None:
-    together = loudest(linear, texts)
+    together = linear.hear(texts).loudest
     assert together.shape == (len(texts), 2)
     for row, text in zip(together, texts, strict=True):
-        np.testing.assert_allclose(row, loudest(linear, [text])[0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(row, linear.hear([text]).loudest[0], rtol=1e-4, atol=1e-4)
 
 
 def test_benign_words_around_abuse_cannot_quiet_it(linear: baseline.Linear) -> None:
@@ -79,7 +79,7 @@ def test_benign_words_around_abuse_cannot_quiet_it(linear: baseline.Linear) -> N
     pick = random.Random(3)
     padded = [" ".join([*pick.choices(benign, k=12), text, *pick.choices(benign, k=12)]) for text in abuse]
     alone, diluted = linear.logits(abuse).max(1), linear.logits(padded).max(1)
-    heard = loudest(linear, padded).max(1)
+    heard = linear.hear(padded).loudest.max(1)
     assert np.median(alone - heard) < 0.5 * np.median(alone - diluted)
     assert (heard > linear.logits(benign).max(1).mean()).all()
 

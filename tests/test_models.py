@@ -136,6 +136,47 @@ def test_the_baseline_survives_saving() -> None:
     np.testing.assert_array_equal(linear.logits(texts), again.logits(texts))
 
 
+@given(texts=st.lists(st.text("abc d", max_size=1500), min_size=1, max_size=4))
+def test_what_is_hashed_to_learn_from_is_what_is_hashed_to_score(texts: list[str]) -> None:
+    design = baseline.Design.of(texts)
+    n, pieces = len(texts), [len(baseline._PIECES.findall(text)) for text in texts]
+    stretches = [-(-k // baseline.STRETCH) if k > baseline.STRETCH else 0 for k in pieces]
+    assert design.counts.shape[0] == n
+    np.testing.assert_array_equal(np.bincount(design.owner, minlength=n), stretches)
+    for i in np.flatnonzero(stretches):
+        parts = design.stretches[np.flatnonzero(design.owner == i)].sum(0)
+        np.testing.assert_array_equal(np.asarray(parts).ravel(), design.counts[[i]].toarray().ravel())
+    weights = np.random.default_rng(0).normal(size=(2**baseline.BITS, 1)).astype(np.float32)
+    linear = baseline.Linear(weights, np.ones(2**baseline.BITS, np.float32), np.zeros(1, np.float32))
+    size = np.asarray(design.counts.sum(1)).ravel()
+    expected = (design.counts @ weights)[:, 0] / np.sqrt(size + 1e-6)
+    short = np.flatnonzero(np.array(stretches) == 0)
+    np.testing.assert_allclose(linear.logits(texts)[short, 0], expected[short], rtol=1e-3, atol=1e-3)
+
+
+def letters(seed: int) -> tuple[list[str], list[str], list[str]]:
+    """Abusive and benign letters of eight messages each, and the benign messages one by one."""
+    rows = messages(3000, seed=seed)
+    abuse, benign = ([m.text for m in rows if bool(m.policy) is wanted] for wanted in (True, False))
+    joined = [[" ".join(part[i : i + 8]) for i in range(0, len(part) - 7, 8)] for part in (abuse, benign)]
+    return joined[0], joined[1], benign
+
+
+def test_as_many_kind_words_as_there_are_abusive_ones_do_not_drown_them() -> None:
+    abuse, benign, _ = letters(31)
+    targets = np.array([[1.0]] * len(abuse) + [[0.0]] * len(benign), np.float32)
+    design, rows = baseline.Design.of([*abuse, *benign]), np.arange(len(targets))
+    linear = baseline.fit(design, rows, targets, np.ones(len(targets), np.float32))
+    abuse, benign, kind = letters(32)
+    budget = np.quantile(linear.logits(benign), 0.99)
+    padded = [
+        " ".join([*kind[12 * i : 12 * i + 6], text, *kind[12 * i + 6 : 12 * i + 12]])
+        for i, text in enumerate(abuse)
+    ]
+    assert (linear.logits(abuse) > budget).mean() > 0.97
+    assert (linear.logits(padded) > budget).mean() > 0.9  # 0.25 if only the whole is read
+
+
 # -- thresholds and choice -----------------------------------------------------------------------------------
 
 
