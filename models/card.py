@@ -24,10 +24,10 @@ def text(spec: TrainingSpec, metrics: dict[str, Any]) -> str:
             "",
             f"## The newest messages, predicted from the older ones ({n['judged']}, the later half judged)",
             f"Recall where {spec.fpr_budget:.1%} of benign messages are acted on; "
-            "misspelt: with 8% of characters changed.",
+            "misspelt: with 8% of characters changed; padded: between as many benign words.",
             "",
-            "| model | recall | misspelt | PR-AUC | ECE |",
-            "|---|---|---|---|---|",
+            "| model | recall | misspelt | padded | PR-AUC | ECE |",
+            "|---|---|---|---|---|---|",
             *_models(newest, metrics["behaviour"]),
             "",
             f"## At its thresholds, on {n['held']} held messages",
@@ -73,7 +73,7 @@ def _models(newest: dict[str, Any], behaviour: bool) -> list[str]:
         "no_encoder": "without the encoder",
         "linear": "linear baseline",
     }
-    columns = ("recall", "recall_misspelt", "pr_auc", "ece")
+    columns = ("recall", "recall_misspelt", "recall_padded", "pr_auc", "ece")
     return [_row(label, *(newest[name][c] for c in columns)) for name, label in labels.items()]
 
 

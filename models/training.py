@@ -28,8 +28,9 @@ import random
 import resource
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from models.dataset import Dataset, Rows, Split, forward, load, split
 from models.detector import Detector
 from models.encoding import Clock, Encoding, code_version
 from models.fusion import Fusion, Slice, Voice
-from models.tokens import View
+from models.tokens import View, views
 from models.train import Progress, TrainingSpec
 from models.trees import Trees
 from models.warm import Champion
@@ -57,7 +58,10 @@ PADDED, PADDED_WEIGHT = 0.4, 0.5
 long message looks benign by its length alone, and three kind words before a lure hide it."""
 
 LINEAR_TOLERANCE = 0.002
-"""The baseline is as good if it is within this recall, on clean and on misspelt messages alike."""
+"""The baseline is as good if it is within this recall, on messages as they are, misspelt and padded alike."""
+
+BENIGN_PADDED = 1_000
+"""So many benign messages are also judged between the words of others."""
 
 
 # -- the run -------------------------------------------------------------------------------------------------
@@ -83,17 +87,17 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     with ThreadPoolExecutor(1) as beside:
         fitting = beside.submit(_fit_shallow, spec, data, parts)
         encoding = Encoding(spec, data, parts, progress, clock, begin.weights) if spec.encodes else None
-        misspelt = _misspelt(data, parts.judged, spec.seed)
+        copies = Copies.of_judged(spec, data, parts)
         rehearsed = refreshed = None
         if encoding is not None:
-            rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *misspelt.views])
+            rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *copies.views])
             watch.lap("encoder, rehearsal")
             refreshed = encoding.refresh([data.views[i] for i in parts.held])
             watch.lap("encoder, refresh")
         before, after, earlier = fitting.result()
         watch.lap("waiting for trees and linear")
 
-    rehearsal = _rehearse(spec, data, parts, before, rehearsed, misspelt, earlier)
+    rehearsal = _rehearse(spec, data, parts, before, rehearsed, copies, earlier)
     final = _finish(spec, data, parts, after, refreshed, rehearsal)
     scores = final.fusion.probabilities(final.held_logits, data.wordless[parts.held])
     acted = np.asarray((scores >= np.asarray(final.fusion.thresholds)).any(1))
@@ -156,10 +160,20 @@ class Shallow:
         self, data: Dataset, rows: Rows, encoded: npt.NDArray[np.float32] | None
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Log odds of `rows` by part, those of the encoder included, where there is one."""
+        features = None if data.features is None else data.features[rows]
+        return self.read([data.views[i] for i in rows], features, encoded)
+
+    def read(
+        self,
+        seen: Sequence[View],
+        features: npt.NDArray[np.float32] | None,
+        encoded: npt.NDArray[np.float32] | None,
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """The same of messages that need not be in the dataset."""
         found = {} if encoded is None else {"encoder": encoded}
-        found["linear"] = self.linear.logits([data.views[i].canonical for i in rows])
-        if self.trees is not None and data.features is not None:
-            found["trees"] = self.trees.logits(data.features[rows])
+        found["linear"] = self.linear.logits([v.canonical for v in seen])
+        if self.trees is not None and features is not None:
+            found["trees"] = self.trees.logits(features)
         return found
 
 
@@ -223,20 +237,19 @@ def _rehearse(
     parts: Split,
     shallow: Shallow,
     encoded: npt.NDArray[np.float32] | None,
-    misspelt: Misspelt,
+    copies: Copies,
     earlier: Forward,
 ) -> Rehearsal:
     judged = parts.judged
     clean = shallow.logits(data, judged, None if encoded is None else encoded[: len(judged)])
-    rough = {
-        **({} if encoded is None else {"encoder": encoded[len(judged) :]}),
-        "linear": shallow.linear.logits([v.canonical for v in misspelt.views]),
-        **({"trees": clean["trees"][misspelt.of]} if "trees" in clean else {}),
-    }
+    rough = shallow.read(copies.views, copies.features, None if encoded is None else encoded[len(judged) :])
     early = _halves(judged)[0]
-    measured = _voices({p: z[early] for p, z in clean.items()}, data, judged[early], earlier)
-    metrics = _rehearsal_metrics(spec, data, judged, measured, clean, rough)
-    voices = _voices(clean, data, judged, earlier)
+    known = copies.of < len(early)
+    measured = _voices(
+        _some(clean, early), data, judged[early], copies.only(known), _some(rough, known), earlier
+    )
+    metrics = _rehearsal_metrics(spec, data, judged, measured, clean, copies, rough)
+    voices = _voices(clean, data, judged, copies, rough, earlier)
     return Rehearsal(
         voices["fusion"],
         voices["text_only"],
@@ -271,34 +284,87 @@ def _forward(spec: TrainingSpec, data: Dataset, parts: Split, design: baseline.D
 
 
 @dataclass(frozen=True)
-class Misspelt:
-    """Misspelt copies of the abusive among judged messages; `of` are their places among those."""
+class Copies:
+    """Judged messages as attackers send them: the abusive ones misspelt, and any put between the words of a
+    benign message. Who is listened to must not depend on attackers leaving their messages alone.
+
+    Attributes:
+        views, features: what is read of the copies.
+        of: places of their originals among the judged messages, ascending.
+        padded: which are between other words; the others are misspelt.
+        share: what a copy weighs, as a share of its original.
+    """
 
     views: list[View]
+    features: npt.NDArray[np.float32] | None
     of: Rows
+    padded: npt.NDArray[np.bool_]
+    share: npt.NDArray[np.float64]
+
+    @staticmethod
+    def of_judged(spec: TrainingSpec, data: Dataset, parts: Split) -> Copies:
+        judged, pick = parts.judged, random.Random(spec.seed)
+        abusive = data.abusive[judged]
+        worded = ~data.wordless[judged]
+        bad, good = np.flatnonzero(abusive & worded), np.flatnonzero(~abusive & worded)
+        chosen = good if len(good) <= BENIGN_PADDED else np.sort(pick.sample(good.tolist(), BENIGN_PADDED))
+        benign = parts.older[~data.abusive[parts.older]].tolist()
+        of = np.concatenate([bad, bad, chosen] if benign else [bad]).astype(np.int64)
+        padded = np.arange(len(of)) >= len(bad)
+        share = np.where(abusive[of], 0.5, len(good) / max(len(chosen), 1))
+        texts = []
+        for place, is_padded in zip(judged[of].tolist(), padded.tolist(), strict=True):
+            text = data.texts[place]
+            if is_padded:
+                texts.append(_between([data.texts[i] for i in pick.choices(benign, k=20)], text, pick))
+            else:
+                texts.append(perturb.misspelt(text, pick, 0.08))
+        features = None
+        if data.features is not None:
+            features = with_text(data.features[judged[of]], texts, spec.feature_names)
+        return Copies(views(texts), features, of, padded, share).only(np.argsort(of, kind="stable"))
+
+    def only(self, chosen: npt.NDArray[Any]) -> Copies:
+        """Some of them: a mask, or places."""
+        places = np.arange(len(self.of))[chosen]
+        return Copies(
+            [self.views[i] for i in places],
+            None if self.features is None else self.features[places],
+            self.of[places],
+            self.padded[places],
+            self.share[places],
+        )
 
 
-def _misspelt(data: Dataset, judged: Rows, seed: int) -> Misspelt:
-    of = np.flatnonzero(data.abusive[judged])
-    pick = random.Random(seed)
-    return Misspelt(
-        [
-            replace(
-                data.views[judged[i]], canonical=perturb.misspelt(data.views[judged[i]].canonical, pick, 0.08)
-            )
-            for i in of
-        ],
-        of,
-    )
+def _between(benign: Sequence[str], text: str, pick: random.Random) -> str:
+    """The text with as many words of benign messages as it has itself, where there are so many."""
+    words, longest = text.split(), len(text)
+    kind = ""
+    for other in benign:
+        kind = f"{kind} {other}" if kind else other
+        if len(kind) >= 2 * longest:
+            break
+    return perturb.padded(text, kind, max(1, len(words)), pick)
+
+
+def _some(
+    logits: dict[str, npt.NDArray[np.float32]], rows: npt.NDArray[Any]
+) -> dict[str, npt.NDArray[np.float32]]:
+    return {part: z[rows] for part, z in logits.items()}
 
 
 def _voices(
-    logits: dict[str, npt.NDArray[np.float32]], data: Dataset, rows: Rows, earlier: Forward
+    logits: dict[str, npt.NDArray[np.float32]],
+    data: Dataset,
+    rows: Rows,
+    copies: Copies,
+    rough: dict[str, npt.NDArray[np.float32]],
+    earlier: Forward,
 ) -> dict[str, Voice]:
     """Every combination worth reporting, weighed on `rows` and on what was predicted `earlier`.
 
-    The encoder has said nothing earlier, so a combination with it is weighed on `rows` alone, drawn to what
-    the others are worth without it.
+    The encoder has said nothing earlier, so a combination with it is weighed on `rows` and their copies
+    alone, drawn to what the others are worth without it. Calibration is for messages as they are.
     """
     combinations = {
         "fusion": tuple(logits),
@@ -309,6 +375,9 @@ def _voices(
         **({"trees": ("trees",)} if "trees" in logits else {}),
     }
     targets, weight = data.targets[rows], data.stands_for[rows]
+    attacked = {part: np.concatenate([z, rough[part]]) for part, z in logits.items()}
+    attacked_targets = np.concatenate([targets, targets[copies.of]])
+    attacked_weight = np.concatenate([weight, weight[copies.of] * copies.share])
     both = np.concatenate([earlier.rows, rows])
     long = {p: np.concatenate([earlier.logits[p], logits[p]]) for p in earlier.logits}
     voices = {}
@@ -321,7 +390,7 @@ def _voices(
             prior = np.array([[share, *(w * (1 - share) for w in weights)] for weights in voice.weights])
         if "encoder" in used:
             ordered = ("encoder", *cheap)
-            voice = fusion.fit_voice(ordered, logits, targets, weight, prior)
+            voice = fusion.fit_voice(ordered, attacked, attacked_targets, attacked_weight, prior)
         voices[name] = fusion.calibrate(voice, logits, targets, weight)
     return voices
 
@@ -338,27 +407,31 @@ def _rehearsal_metrics(
     rows: Rows,
     voices: dict[str, Voice],
     clean: dict[str, npt.NDArray[np.float32]],
+    copies: Copies,
     rough: dict[str, npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
     """Each combination on the later half, acted on where just the budget of its benign messages is spent."""
     late = _halves(rows)[1]
     part = Slice(data.targets[rows[late]], data.stands_for[rows[late]], data.group[rows[late]])
-    rough_late = np.flatnonzero(np.flatnonzero(data.abusive[rows]) >= late[0]) if len(late) else late
+    of_late = data.abusive[rows[copies.of]] & (copies.of >= len(rows) - len(late))
+    kinds = {"recall_misspelt": of_late & ~copies.padded, "recall_padded": of_late & copies.padded}
     out: dict[str, Any] = {}
     for name, voice in voices.items():
-        z = voice.logits({p: v[late] for p, v in clean.items()})
+        z = voice.logits(_some(clean, late))
         cuts = fusion.cut(z, ~part.abusive, part.weight, spec.fpr_budget)
-        caught = np.asarray((voice.logits({p: v[rough_late] for p, v in rough.items()}) >= cuts).any(1))
-        out[name] = fusion.report(z, cuts, part, spec.policies) | {
-            "recall_misspelt": round(float(caught.mean()), 5) if len(caught) else None
-        }
+        out[name] = fusion.report(z, cuts, part, spec.policies)
+        for figure, chosen in kinds.items():
+            caught = np.asarray((voice.logits(_some(rough, chosen)) >= cuts).any(1))
+            out[name][figure] = round(float(caught.mean()), 5) if len(caught) else None
     return out
 
 
 def select(metrics: dict[str, Any]) -> str:
-    """`linear` if it is as good as the fusion on the newest messages, clean and misspelt; else `fusion`."""
+    """`linear` if it is as good as the fusion on the newest messages, as they are, misspelt and padded; else
+    `fusion`.
+    """
     ours, simple = metrics["fusion"], metrics["linear"]
-    figures = [(ours[k], simple[k]) for k in ("recall", "recall_misspelt")]
+    figures = [(ours[k], simple[k]) for k in ("recall", "recall_misspelt", "recall_padded")]
     if any(a is None or b is None for a, b in figures):
         return "fusion"
     return "linear" if all(b >= a - LINEAR_TOLERANCE for a, b in figures) else "fusion"

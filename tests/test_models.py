@@ -195,8 +195,10 @@ def test_thresholds_never_spend_more_than_their_share(seed: int, n: int, share: 
     assert (weight * acted * benign).sum() <= share * (weight * benign).sum() + 1e-9
 
 
-def figures(recall: float | None, misspelt: float | None) -> dict[str, float | None]:
-    return {"recall": recall, "recall_misspelt": misspelt}
+def figures(
+    recall: float | None, misspelt: float | None, padded: float | None = 0.8
+) -> dict[str, float | None]:
+    return {"recall": recall, "recall_misspelt": misspelt, "recall_padded": padded}
 
 
 def test_a_simpler_model_that_is_as_good_wins() -> None:
@@ -205,6 +207,7 @@ def test_a_simpler_model_that_is_as_good_wins() -> None:
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.949, 0.9)}) == "linear"
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.947, 0.9)}) == "fusion"
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.96, 0.8)}) == "fusion"
+    assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.96, 0.9, padded=0.5)}) == "fusion"
     assert select({"fusion": figures(None, None), "linear": figures(None, None)}) == "fusion"
 
 
