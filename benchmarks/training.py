@@ -294,7 +294,7 @@ class HuggingFace:
         self.spec, self.config = spec, config_of(spec)
         self.reader = make_reader(self.config)
         n = min(COMPARED, len(data.views))
-        sequences = self.reader.sequences(data.views[:n])
+        sequences = [parts[0] for parts in self.reader.parts(data.views[:n])]
         self.rows = [
             {"input_ids": s, "target": data.targets[i], "weight": data.weight[i]}
             for i, s in enumerate(sequences)

@@ -24,7 +24,7 @@ from models.bundle import Manifest
 from models.cascade import Cascade, Watch
 from models.fusion import Fusion, Logits
 from models.signing import Trust, trust_of
-from models.tokens import Reader, View, length_buckets, load_reader, views
+from models.tokens import Feeds, Reader, View, load_reader, log_odds, views
 from models.trees import Trees
 from redqueen.errors import BundleError, InvalidInput
 
@@ -228,9 +228,7 @@ class Network:
 
     def logits(self, views: Sequence[View]) -> Floats:
         """Log odds [n, policies] of messages."""
-        sequences = self._reader.sequences(views)
-        out = np.zeros((len(sequences), self._policies), np.float32)
-        lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
-        for rows in length_buckets(lengths, BATCH):
-            out[rows] = self._session.run(None, self._reader.padded([sequences[i] for i in rows]))[0]
-        return out
+        return log_odds(self._reader, views, self._run, self._policies, BATCH)
+
+    def _run(self, feeds: Feeds) -> Floats:
+        return np.asarray(self._session.run(None, feeds)[0])

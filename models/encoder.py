@@ -23,7 +23,7 @@ import transformers
 from torch import Tensor, nn
 
 from models.perturb import disturbed
-from models.tokens import KINDS, LEVELS, WORD, Feeds, Pieces, Reader, View, Words, length_buckets
+from models.tokens import KINDS, LEVELS, WORD, Feeds, Pieces, Reader, View, Words, length_buckets, log_odds
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class EncoderConfig:
     width: int = 96
     heads: int = 4
     max_tokens: int = 48
-    """Places of a message: words of the compact encoder, pieces of a pretrained one."""
+    """Places of a part of a message: words of the compact encoder, pieces of a pretrained one."""
     batch: int = 64
     learning_rate: float | None = None
     """Peak rate; None is 2e-3 from scratch and 5e-5 for a pretrained encoder."""
@@ -247,7 +247,10 @@ class Trainer:
         """
         rng = np.random.default_rng([self.seed, epoch])
         rows, first = self.epochs[epoch], int(self.steps_before[epoch])
-        sequences = self.reader.sequences(self._disturbed(rows, rng))
+        parts = self.reader.parts(self._disturbed(rows, rng))
+        # Of a long message another part each epoch.
+        draws = rng.random(len(parts))
+        sequences = [found[int(draw * len(found))] for found, draw in zip(parts, draws, strict=True)]
         self.model.train()
         for step, batch in enumerate(_shuffled_buckets(sequences, self.config.batch, rng)):
             if step < done:
@@ -338,21 +341,23 @@ def logits(
     model: Encoder, reader: Reader, views: Sequence[View], batch: int = 256
 ) -> npt.NDArray[np.float32]:
     """Log odds [n, policies], in the order of `views`."""
-    sequences = reader.sequences(views)
-    out = np.zeros((len(views), model.head.linear.out_features), np.float32)
-    lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
     model.eval()
     with torch.inference_mode():
-        for rows in length_buckets(lengths, batch):
-            out[rows] = run(model, reader.padded([sequences[i] for i in rows])).float().cpu().numpy()
-    return out
+        return log_odds(
+            reader,
+            views,
+            lambda feeds: run(model, feeds).float().cpu().numpy(),
+            model.head.linear.out_features,
+            batch,
+        )
 
 
 def to_onnx(model: Encoder, reader: Reader) -> bytes:
     """The network as ONNX: the reader's inputs, all sizes free, to `logits` float32 [n, policies]."""
     import warnings
 
-    feeds = reader.padded(reader.sequences([View("free gift claim", 1, "fr33 gift"), View("hello", 0)]))
+    some = reader.parts([View("free gift claim", 1, "fr33 gift"), View("hello", 0)])
+    feeds = reader.padded([sequence for found in some for sequence in found])
     axes = {name: {i: f"{name}_{i}" for i in range(values.ndim)} for name, values in feeds.items()}
     axes |= {name: {0: name} for name in ("short", "long") if name in feeds}
     out = io.BytesIO()

@@ -55,7 +55,7 @@ def disturbed(
         benign: rows that others may be padded with.
         noise: share of messages that are disturbed in one of the `KINDS`.
         padding: share of messages that get parts of benign ones before or after them.
-        most: characters that are read of a message that is changed, from both ends: reading again takes time.
+        most: characters that are read of a message that is changed: reading again takes time.
         rng: decides everything.
     """
     draws = rng.random((len(rows), 3))
@@ -65,7 +65,7 @@ def disturbed(
     seen = [read[row] for row in rows]
     changed: dict[int, str] = {}
     for place, row in enumerate(rows):
-        text = _ends(sent[row], most)
+        text = _stretch(sent[row], most, pick)
         if kinds and draws[place, 0] < noise:
             changed[place] = text = pick.choice(kinds)(text, pick)
         if draws[place, 1] < padding and len(benign):
@@ -77,12 +77,10 @@ def disturbed(
     return seen
 
 
-def _ends(text: str, most: int) -> str:
-    """The beginning and the end of a long text, in the proportion in which readers keep places."""
-    if len(text) <= most:
-        return text
-    head = most * 2 // 3
-    return f"{text[:head]} {text[head - most :]}"
+def _stretch(text: str, most: int, pick: random.Random) -> str:
+    """Some part of a long text, as long as a reader takes at once."""
+    start = pick.randrange(max(1, len(text) - most + 1))
+    return text[start : start + most]
 
 
 # -- kinds ---------------------------------------------------------------------------------------------------

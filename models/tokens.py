@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,6 +25,11 @@ LEVELS = len(LEVEL_EDGES) + 1
 
 MAX_CHARACTERS = 2_000
 """A message is read up to here; beyond it a longer text only costs time."""
+
+MOST_PARTS = 8
+"""A text of so many characters has no more parts, unless its words are of one letter."""
+LOUDEST = 0.7
+"""How much the loudest part of a long message counts; the rest is the mean of all parts."""
 
 Feeds = dict[str, npt.NDArray[Any]]
 """The network's inputs of a batch, by name."""
@@ -59,8 +65,10 @@ def views(messages: Sequence[str]) -> list[View]:
 class Reader(Protocol):
     """Turns messages into sequences, and a batch of sequences into the network's inputs."""
 
-    def sequences(self, messages: Sequence[View]) -> list[Any]:
-        """A sequence a message; `len` is its length, at least 1."""
+    def parts(self, messages: Sequence[View]) -> list[list[Any]]:
+        """The sequences of each message, one for most, several for a long one; `len` is a sequence's length,
+        at least 1.
+        """
         ...
 
     def padded(self, batch: Sequence[Any]) -> Feeds:
@@ -86,7 +94,7 @@ KINDS = SENT + 1
 
 @dataclass(frozen=True)
 class Line:
-    """A message as words, and what kind each is; the first is its mark and has no characters."""
+    """Words of a message, and what kind each is; the first is its mark and has no characters."""
 
     words: tuple[str, ...]
     kinds: tuple[int, ...]
@@ -97,21 +105,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Words:
-    """Characters by word. A message takes at most `most` places, its mark included."""
+    """Characters by word, at most `most` places a part, its mark included."""
 
     most: int
 
-    def sequences(self, messages: Sequence[View]) -> list[Line]:
-        return [self._line(message) for message in messages]
+    def parts(self, messages: Sequence[View]) -> list[list[Line]]:
+        return [self._lines(message) for message in messages]
 
-    def _line(self, message: View) -> Line:
+    def _lines(self, message: View) -> list[Line]:
         canonical, sent = _words(message.canonical), _words(message.sent)
         room = self.most - 1
-        # Half of the places for each, and what one does not need is the other's.
-        for_sent = min(len(sent), max(room // 2, room - len(canonical)))
-        canonical, sent = _ends(canonical, room - for_sent), _ends(sent, for_sent)
-        kinds = (MARK + message.level, *(CANONICAL,) * len(canonical), *(SENT,) * len(sent))
-        return Line(("", *canonical, *sent), kinds)
+        if len(canonical) + len(sent) > room and sent:
+            room //= 2
+        number = max(1, -(-max(len(canonical), len(sent)) // room))
+        pairs = zip(_evenly(canonical, number), _evenly(sent, number), strict=True)
+        lines = [
+            Line(("", *meant, *raw), (MARK + message.level, *(CANONICAL,) * len(meant), *(SENT,) * len(raw)))
+            for meant, raw in pairs
+        ]
+        return _ends(lines, MOST_PARTS)
 
     def padded(self, batch: Sequence[Line]) -> Feeds:
         """`short` uint8 [u, SHORT, 3] and `long` uint8 [v, WORD, 3], the code points of each distinct word in
@@ -157,10 +169,18 @@ class Pieces:
     most: int
     pad_id: int
 
-    def sequences(self, messages: Sequence[View]) -> list[list[int]]:
+    def parts(self, messages: Sequence[View]) -> list[list[list[int]]]:
         encodings = self.tokenizer.encode_batch_fast([message.canonical for message in messages])
-        # What frames a text is at its ends, and stays there.
-        return [_ends(encoding.ids, self.most) or [self.pad_id] for encoding in encodings]
+        return [self._framed(encoding.ids, encoding.special_tokens_mask) for encoding in encodings]
+
+    def _framed(self, ids: list[int], special: list[int]) -> list[list[int]]:
+        """What frames the text frames each part of it."""
+        text = [place for place, mark in enumerate(special) if not mark]
+        first, last = (text[0], text[-1] + 1) if text else (len(ids), len(ids))
+        before, within, after = ids[:first], ids[first:last], ids[last:]
+        room = max(1, self.most - len(before) - len(after))
+        found = _evenly(within, max(1, -(-len(within) // room)))
+        return _ends([[*before, *part, *after] or [self.pad_id] for part in found], MOST_PARTS)
 
     def padded(self, batch: Sequence[list[int]]) -> Feeds:
         """`ids` and `mask`, int64 [n, longest]."""
@@ -190,8 +210,40 @@ _T = TypeVar("_T")
 # -- both ----------------------------------------------------------------------------------------------------
 
 
+def log_odds(
+    reader: Reader,
+    messages: Sequence[View],
+    run: Callable[[Feeds], npt.NDArray[np.float32]],
+    policies: int,
+    batch: int,
+) -> npt.NDArray[np.float32]:
+    """Log odds [n, policies] of messages by a network that `run` asks about one batch of parts.
+
+    Of a message in several parts the loudest speaks beside the mean of all: kind words before, after or
+    around the abuse do not push it out of view.
+    """
+    parts = reader.parts(messages)
+    sequences = [sequence for found in parts for sequence in found]
+    z = np.zeros((len(sequences), policies), np.float32)
+    lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
+    for rows in length_buckets(lengths, batch):
+        z[rows] = run(reader.padded([sequences[i] for i in rows]))
+    number = np.fromiter((len(found) for found in parts), np.int64, len(parts))
+    if len(z) == len(parts):
+        return z
+    first = np.cumsum(number) - number
+    mean = np.add.reduceat(z, first) / number[:, None].astype(np.float32)
+    return np.asarray(mean + LOUDEST * (np.maximum.reduceat(z, first) - mean), np.float32)
+
+
+def _evenly(items: list[_T], number: int) -> list[list[_T]]:
+    """So many neighbouring lots of nearly the same size."""
+    ends = [len(items) * i // number for i in range(number + 1)]
+    return [items[a:b] for a, b in pairwise(ends)]
+
+
 def _ends(items: list[_T], room: int) -> list[_T]:
-    """The beginning and the end of a long message: benign words put before the abuse do not push it out."""
+    """The beginning and the end of what is too much."""
     if len(items) <= room:
         return items
     head = room * 2 // 3
