@@ -29,8 +29,10 @@ SLICE_ALPHA = 0.01
 """Chance that a candidate as good as the champion in every slice is held to be behind in some."""
 
 NEW_ACCOUNT_DAYS = 7.0
-COMMUNITIES = {"small": (0, 100), "middling": (100, 10_000), "large": (10_000, 2**31 - 1)}
-"""Members, from and below; sizes are int32."""
+COMMUNITIES = {"tiny": (0, 10), "small": (10, 100), "middling": (100, 1_000), "large": (1_000, 2**31 - 1)}
+"""Members, from and below; sizes are int32. By factors of ten: most communities are a handful of friends, and
+those where strangers meet have hundreds to thousands of members (Discord,
+https://discord.com/blog/discord-is-for-your-communities, 2020)."""
 
 HARD = "attacks that once worked"
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from arena.platform import Platform
 from assets.environment import Environment
 from assets.partitions import candidates
 from assets.training import evaluation, features_for, training_set_key, work_folder
@@ -25,6 +27,7 @@ from models import bundle
 from models.signing import signer_of, trust_of
 from redqueen import state
 from redqueen.evaluation import (
+    COMMUNITIES,
     HARD,
     MIN_RECALL,
     MIN_SLICE,
@@ -89,6 +92,19 @@ def test_slices_are_kept_where_there_is_enough_to_say() -> None:
     assert 0.3 < found["policy spam"].recall_low < 0.5 < found["policy spam"].recall_high < 0.7
 
 
+def test_a_community_is_in_one_slice_and_the_arena_fills_more_than_one() -> None:
+    ends = list(COMMUNITIES.values())
+    assert all(end == start for (_, end), (start, _) in pairwise(ends))
+    hour = Platform(1, T0, "quiet", None).hour(T0)
+    spam = [int(hour.truth[event["event_id"]] is not None) for event in hour.events]
+    sizes = pl.Series([event["community_size"] for event in hour.events], dtype=SLICED_BY["community_size"])
+    frame = rows(spam, [0] * len(spam)).with_columns(community_size=sizes)
+    found = judge(frame, np.zeros((len(spam), 2)), [0.5, 0.5], POLICIES).slices
+    full = [name for name in COMMUNITIES if f"community {name}" in found]
+    assert full == ["middling", "large"]
+    assert all(found[f"community {name}"].n_abuse > MIN_SLICE for name in full)
+
+
 def test_what_attacks_made_is_a_slice_of_its_own_and_counts_nowhere_else() -> None:
     n = 80
     ids = [f"{'hard:' if i >= 40 else ''}e{i % 40}" for i in range(n)]
@@ -145,10 +161,11 @@ def world(n: int, seed: int, copies: int = 1) -> pl.DataFrame:
     """`n` families of `copies` near-duplicates, a third of them abusive, in languages and communities."""
     rng = np.random.default_rng(seed)
     spam = rng.random(n) < 1 / 3
+    sizes = np.exp(rng.uniform(0, 11, n)).astype(int)
     frame = rows([int(s) for s in spam], [0] * n).with_columns(
         language=pl.Series(rng.choice(["en", "de", "pt", "tr"], n, p=[0.6, 0.2, 0.1, 0.1])),
         account_age_days=pl.Series(rng.exponential(30, n), dtype=SLICED_BY["account_age_days"]),
-        community_size=pl.Series(rng.integers(1, 50_000, n), dtype=SLICED_BY["community_size"]),
+        community_size=pl.Series(sizes, dtype=SLICED_BY["community_size"]),
         group=pl.Series(np.arange(n)),
     )
     return pl.concat([frame] * copies).with_columns(event_id=pl.Series([f"e{i}" for i in range(n * copies)]))
@@ -175,7 +192,7 @@ def test_a_candidate_as_good_as_the_champion_is_hardly_ever_said_to_be_behind() 
 def test_the_slice_that_falls_behind_is_named_and_the_others_are_not() -> None:
     frame = world(6000, seed=1)
     champion = decisions(frame, 2)
-    worse = slices(frame, POLICIES)["language tr"] & (np.random.default_rng(3).random(frame.height) < 0.35)
+    worse = slices(frame, POLICIES)["language tr"] & (np.random.default_rng(3).random(frame.height) < 0.2)
     candidate = champion & ~worse
     verdict = slice_verdict(compare(frame, candidate, champion, POLICIES, 0.01))
     assert not verdict.passed
