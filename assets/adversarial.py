@@ -2,7 +2,6 @@
 `redqueen.attacks`.
 """
 
-import json
 from typing import Any
 
 import polars as pl
@@ -19,7 +18,7 @@ from dagster import (
 from assets.common import OWNERS, RETRY, picture
 from assets.environment import Environment
 from assets.partitions import candidates
-from assets.training import evaluation, features_for, training_set_key, work_folder
+from assets.training import evaluation, features_for, held_ids, training_set_key
 from redqueen import attacks, state
 from redqueen.errors import InvalidInput
 from redqueen.store import to_parquet
@@ -105,7 +104,6 @@ def _families(names: tuple[str, ...]) -> tuple[attacks.Family, ...]:
 def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
     """Abusive messages to attack, one a near-duplicate group: unseen ones first, then the newest."""
     rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    result = json.loads((work_folder(env, candidate) / "result.json").read_text())
     abusive = (
         rows.filter(
             (pl.max_horizontal(f"p_{p}" for p in env.settings.policies) >= 0.5)
@@ -113,7 +111,7 @@ def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
             # A friend request has no words to rewrite.
             & (pl.col("text") != "")
         )
-        .with_columns(unseen=pl.col("event_id").is_in(result["held_event_ids"]))
+        .with_columns(unseen=pl.col("event_id").is_in(held_ids(env, candidate)))
         .sort(["unseen", "ts", "event_id"], descending=[True, True, False])
         .unique("group", keep="first", maintain_order=True)
         .head(env.settings.attack_messages)

@@ -17,17 +17,15 @@ from dagster import (
     AssetCheckSpec,
     AssetExecutionContext,
     DataVersion,
-    Failure,
     MaterializeResult,
     MetadataValue,
     PipesSubprocessClient,
-    RetryPolicy,
     TableRecord,
     asset,
 )
 
 from assets import expectations, trainer
-from assets.common import OWNERS, RETRY
+from assets.common import OWNERS, RETRY, RetryWhatMayPass
 from assets.environment import Environment
 from assets.features import features, read_features
 from assets.labels import gold_key, gold_labels
@@ -35,7 +33,7 @@ from assets.partitions import candidates
 from redqueen import evaluation as judging
 from redqueen import state, trainingset
 from redqueen.clock import hour_of
-from redqueen.errors import RedQueenError
+from redqueen.errors import InvalidInput, RedQueenError
 from redqueen.features import ACTORLESS, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
@@ -130,7 +128,7 @@ def training_set(
     tags={"stage": "training"},
     code_version="1",
     # A killed training resumes where it was; a third failure is not bad luck.
-    retry_policy=RetryPolicy(max_retries=1, delay=5),
+    retry_policy=RetryWhatMayPass(max_retries=1, delay=5),
     pool="training",
 )
 def candidate_model(
@@ -290,12 +288,17 @@ def _held(env: Environment, candidate: str) -> pl.DataFrame:
     """The rows of the training set that the candidate's training never learnt from: held messages, and what
     attacks once made of them.
     """
+    rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
+    return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(held_ids(env, candidate)))
+
+
+def held_ids(env: Environment, candidate: str) -> list[str]:
+    """The events that the candidate's training held back; raises `InvalidInput` if what it left is gone."""
     result = work_folder(env, candidate) / "result.json"
     if not result.exists():
-        raise Failure(f"the work folder of {candidate} is gone: materialize candidate_model again")
-    ids = json.loads(result.read_text())["held_event_ids"]
-    rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(ids))
+        raise InvalidInput(f"the work folder of {candidate} is gone: materialize candidate_model again")
+    ids: list[str] = json.loads(result.read_text())["held_event_ids"]
+    return ids
 
 
 def _evaluation_metadata(
