@@ -2,7 +2,6 @@
 `redqueen.attacks`.
 """
 
-import json
 from typing import Any
 
 import polars as pl
@@ -19,7 +18,7 @@ from dagster import (
 from assets.common import OWNERS, RETRY, picture
 from assets.environment import Environment
 from assets.partitions import candidates
-from assets.training import evaluation, features_for, training_set_key, work_folder
+from assets.training import contenders, evaluation, features_for, held_ids, training_set_key
 from redqueen import attacks, state
 from redqueen.errors import InvalidInput
 from redqueen.store import to_parquet
@@ -52,17 +51,12 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
     Every rewriting that got through joins the hard examples and the next training set. If the gate fails, the
     candidate is rejected and the champion stays.
     """
-    from models.detector import Detector
-
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
-    live = state.rollout_state(env.store).champion
     messages, unseen = _messages(env, candidate)
     reports = {}
-    for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
-        if model_id is None:
-            continue
-        detector = Detector.of_home(env.settings, env.store, model_id)
+    detectors, against = contenders(context, env, record["model_id"])
+    for role, detector in detectors.items():
         reports[role] = attacks.attack(
             detector,
             messages["text"].to_list(),
@@ -79,7 +73,7 @@ def attack_report(context: AssetExecutionContext, env: Environment) -> Materiali
     why = "held under attack" if verdict.passed else "; ".join(verdict.reasons)
     state.advance_candidate(env.store, candidate, status, env.clock.now(), why)
     return MaterializeResult(
-        metadata=_metadata(reports, unseen),
+        metadata={**_metadata(reports, unseen), "judged": against},
         check_results=[
             AssetCheckResult(
                 check_name="adversarial_gate",
@@ -105,7 +99,6 @@ def _families(names: tuple[str, ...]) -> tuple[attacks.Family, ...]:
 def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
     """Abusive messages to attack, one a near-duplicate group: unseen ones first, then the newest."""
     rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    result = json.loads((work_folder(env, candidate) / "result.json").read_text())
     abusive = (
         rows.filter(
             (pl.max_horizontal(f"p_{p}" for p in env.settings.policies) >= 0.5)
@@ -113,7 +106,7 @@ def _messages(env: Environment, candidate: str) -> tuple[pl.DataFrame, int]:
             # A friend request has no words to rewrite.
             & (pl.col("text") != "")
         )
-        .with_columns(unseen=pl.col("event_id").is_in(result["held_event_ids"]))
+        .with_columns(unseen=pl.col("event_id").is_in(held_ids(env, candidate)))
         .sort(["unseen", "ts", "event_id"], descending=[True, True, False])
         .unique("group", keep="first", maintain_order=True)
         .head(env.settings.attack_messages)

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from dagster import Backoff, FreshnessPolicy, Jitter, MetadataValue, RetryPolicy
+from dagster import Backoff, Failure, FreshnessPolicy, Jitter, MetadataValue, RetryPolicy
+
+from redqueen.errors import RedQueenError
 
 OWNERS = ["team:trust-and-safety-ml"]
 
-RETRY = RetryPolicy(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
+
+class RetryWhatMayPass(RetryPolicy):
+    """Tries again, but not after an error that would only come again: the step fails at once, by its message.
+
+    Dagster shows a policy no error; it asks for the delay while it handles one.
+    """
+
+    def calculate_delay(self, attempt_num: int) -> float:
+        error = sys.exception()
+        if isinstance(error, RedQueenError) and error.lasting:
+            raise Failure(str(error), allow_retries=False) from error
+        return super().calculate_delay(attempt_num)
+
+
+RETRY = RetryWhatMayPass(max_retries=2, delay=2, backoff=Backoff.EXPONENTIAL, jitter=Jitter.PLUS_MINUS)
 """For stages that only read and write the store: they are idempotent, and a store may hiccup."""
 
 MAX_PICTURE_BYTES = 50_000

@@ -17,17 +17,15 @@ from dagster import (
     AssetCheckSpec,
     AssetExecutionContext,
     DataVersion,
-    Failure,
     MaterializeResult,
     MetadataValue,
     PipesSubprocessClient,
-    RetryPolicy,
     TableRecord,
     asset,
 )
 
 from assets import expectations, trainer
-from assets.common import OWNERS, RETRY
+from assets.common import OWNERS, RETRY, RetryWhatMayPass
 from assets.environment import Environment
 from assets.features import features, read_features
 from assets.labels import gold_key, gold_labels
@@ -35,7 +33,7 @@ from assets.partitions import candidates
 from redqueen import evaluation as judging
 from redqueen import state, trainingset
 from redqueen.clock import hour_of
-from redqueen.errors import RedQueenError
+from redqueen.errors import BundleError, InvalidInput, NotFound, RedQueenError
 from redqueen.features import ACTORLESS, FEATURES_VERSION, NAMES
 from redqueen.store import to_parquet
 from redqueen.tables import HOUR, landed_hours, read_hours, read_keys
@@ -130,7 +128,7 @@ def training_set(
     tags={"stage": "training"},
     code_version="1",
     # A killed training resumes where it was; a third failure is not bad luck.
-    retry_policy=RetryPolicy(max_retries=1, delay=5),
+    retry_policy=RetryWhatMayPass(max_retries=1, delay=5),
     pool="training",
 )
 def candidate_model(
@@ -222,8 +220,8 @@ def _folder_of(context: AssetExecutionContext, env: Environment, champion: str |
             "slices_hold",
             asset="evaluation",
             blocking=True,
-            description="In no policy, language, account age or community size significantly behind the "
-            "champion on the same messages.",
+            description="In no policy, language, account age or community size, nor on campaigns that are "
+            "over, significantly behind the champion on the same messages.",
         ),
     ],
 )
@@ -232,19 +230,15 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
 
     If the gate fails here, or a slice falls behind, the candidate goes no further and the champion stays.
     """
-    from models.detector import Detector
-
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
     held = _held(env, candidate)
-    live = state.rollout_state(env.store).champion
+    detectors, against = contenders(context, env, record["model_id"])
     budget, reports, acted = env.settings.fpr_budget, {}, {}
-    for role, model_id in (("candidate", record["model_id"]), ("champion", live)):
-        if model_id is not None:
-            detector = Detector.of_home(env.settings, env.store, model_id)
-            scores = detector.score(held["text"].to_list(), features_for(detector, held))
-            reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
-            acted[role] = judging.acted_on(scores, detector.thresholds)
+    for role, detector in detectors.items():
+        scores = detector.score(held["text"].to_list(), features_for(detector, held))
+        reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
+        acted[role] = judging.acted_on(scores, detector.thresholds)
     compared = []
     if "champion" in acted:
         policies = env.settings.policies
@@ -255,7 +249,7 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     }
     # A failed verdict alone tells why; the good news of the other one would only hide it.
     broken = [reason for v in verdicts.values() if not v.passed for reason in v.reasons]
-    reasons = broken or [reason for v in verdicts.values() for reason in v.reasons]
+    reasons = (broken or [reason for v in verdicts.values() for reason in v.reasons]) + [against]
     report = {
         "candidate": candidate,
         "model_id": record["model_id"],
@@ -268,12 +262,38 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     status = "rejected" if broken else "evaluated"
     state.advance_candidate(env.store, candidate, status, env.clock.now(), "; ".join(reasons))
     return MaterializeResult(
-        metadata=_evaluation_metadata(reports, compared),
+        metadata={
+            **_evaluation_metadata(reports, compared),
+            "abuse_of_campaigns_over": int(judging.slices(held, env.settings.policies)[judging.OVER].sum()),
+            "judged": against,
+        },
         check_results=[
             AssetCheckResult(check_name=name, passed=v.passed, metadata={"verdict": "; ".join(v.reasons)})
             for name, v in verdicts.items()
         ],
     )
+
+
+def contenders(context: AssetExecutionContext, env: Environment, model_id: str) -> tuple[dict[str, Any], str]:
+    """The detectors of `candidate` and, where it can be had, `champion`; and a word on who is compared.
+
+    A champion that is refused, or gone, does not hold up its successor, which is judged as a first model is:
+    after a change of keys or of the bundles' format no lap would ever end well again. A store that does not
+    answer is no such reason, and raises.
+    """
+    from models.detector import Detector
+
+    found = {"candidate": Detector.of_home(env.settings, env.store, model_id)}
+    live = state.rollout_state(env.store).champion
+    if live is None:
+        return found, "judged alone: no model is live yet"
+    try:
+        found["champion"] = Detector.of_home(env.settings, env.store, live)
+    except (BundleError, NotFound) as error:
+        alone = f"judged alone: the champion cannot be loaded: {error}"
+        context.log.warning(alone)
+        return found, alone
+    return found, f"judged against {live}"
 
 
 def features_for(detector: Any, rows: pl.DataFrame) -> Any:
@@ -288,14 +308,22 @@ def features_for(detector: Any, rows: pl.DataFrame) -> Any:
 
 def _held(env: Environment, candidate: str) -> pl.DataFrame:
     """The rows of the training set that the candidate's training never learnt from: held messages, and what
-    attacks once made of them.
+    attacks once made of them. `over` says whether their campaigns are.
     """
+    rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
+    rows = rows.with_columns(
+        over=judging.over(rows["ts"].dt.epoch("us").to_numpy(), rows["group"].to_numpy())
+    )
+    return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(held_ids(env, candidate)))
+
+
+def held_ids(env: Environment, candidate: str) -> list[str]:
+    """The events that the candidate's training held back; raises `InvalidInput` if what it left is gone."""
     result = work_folder(env, candidate) / "result.json"
     if not result.exists():
-        raise Failure(f"the work folder of {candidate} is gone: materialize candidate_model again")
-    ids = json.loads(result.read_text())["held_event_ids"]
-    rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(ids))
+        raise InvalidInput(f"the work folder of {candidate} is gone: materialize candidate_model again")
+    ids: list[str] = json.loads(result.read_text())["held_event_ids"]
+    return ids
 
 
 def _evaluation_metadata(

@@ -23,6 +23,7 @@ from models.dataset import Dataset, Rows, Split
 from models.detector import Detector
 from models.encoding import config_of
 from models.train import TrainingSpec
+from redqueen.evaluation import over
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -147,8 +148,8 @@ def old_campaigns(
 ) -> dict[str, Any]:
     """How much abuse of campaigns that are over the candidate and the champion catch.
 
-    Old are the held abusive messages of groups that have not been heard of since before the newest ones.
-    Neither has learnt from them: the same seed holds the same groups.
+    Those are the held abusive messages of groups that are `over`. Neither has learnt from them: the same seed
+    holds the same groups.
 
     Args:
         acted: bool [len(parts.held)], what the candidate would act on.
@@ -158,8 +159,7 @@ def old_campaigns(
         the number of messages `n`.
     """
     held = parts.held
-    lately = np.isin(data.group[held], data.group[data.sent_at >= data.sent_at[parts.newest[0]]])
-    old = np.flatnonzero(data.abusive[held] & ~lately)
+    old = np.flatnonzero(data.abusive[held] & over(data.sent_at, data.group)[held])
     found: dict[str, Any] = {"recall": None, "champion_recall": None, "n": len(old)}
     if not len(old):
         return found

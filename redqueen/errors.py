@@ -7,6 +7,9 @@ from __future__ import annotations
 class RedQueenError(Exception):
     """Base of every error raised on purpose."""
 
+    lasting = False
+    """Whether trying again fails again: first somebody has to do what the message says."""
+
 
 class NotFound(RedQueenError):
     """A key that was read does not exist in the object store."""
@@ -27,9 +30,13 @@ class Conflict(RedQueenError):
 class InvalidInput(RedQueenError):
     """Input that cannot be used as it is; the message names the input and the remedy."""
 
+    lasting = True
+
 
 class StoreUnusable(RedQueenError):
     """The object store does not honour what safety rests on (conditional writes)."""
+
+    lasting = True
 
 
 class BundleError(RedQueenError):
@@ -38,6 +45,8 @@ class BundleError(RedQueenError):
 
 class Refused(RedQueenError):
     """An action was refused by a safety rule; the message is the reason shown to the person."""
+
+    lasting = True
 
 
 class ServiceUnavailable(RedQueenError):

@@ -29,10 +29,16 @@ SLICE_ALPHA = 0.01
 """Chance that a candidate as good as the champion in every slice is held to be behind in some."""
 
 NEW_ACCOUNT_DAYS = 7.0
-COMMUNITIES = {"small": (0, 100), "middling": (100, 10_000), "large": (10_000, 2**31 - 1)}
-"""Members, from and below; sizes are int32."""
+COMMUNITIES = {"tiny": (0, 10), "small": (10, 100), "middling": (100, 1_000), "large": (1_000, 2**31 - 1)}
+"""Members, from and below; sizes are int32. By factors of ten: most communities are a handful of friends, and
+those where strangers meet have hundreds to thousands of members (Discord,
+https://discord.com/blog/discord-is-for-your-communities, 2020)."""
+
+NEWEST = 0.2
+"""A campaign is over if nothing like it is among the newest messages, this share of all."""
 
 HARD = "attacks that once worked"
+OVER = "campaigns that are over"
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ def acted_on(scores: npt.ArrayLike, thresholds: npt.ArrayLike) -> Mask:
 
 def slices(rows: pl.DataFrame, policies: Sequence[str]) -> dict[str, Mask]:
     """Every slice of `rows` by name: each policy (with all benign messages), language, account age, community
-    size, and what attacks left. A column that the set does not have yet makes no slice.
+    size, the abuse of campaigns that are over (column `over`, made by the function of that name), and what
+    attacks left. A column that the set does not have makes no slice.
     """
     hard, abuse = _hard(rows), _abuse(rows, policies)
     found = {f"policy {p}": (rows[f"p_{p}"].to_numpy() >= 0.5) | ~abuse for p in policies}
@@ -116,7 +123,19 @@ def slices(rows: pl.DataFrame, policies: Sequence[str]) -> dict[str, Mask]:
         for name, (low, high) in COMMUNITIES.items():
             inside = rows["community_size"].is_between(low, high, closed="left")
             found[f"community {name}"] = _true(inside)
+    if "over" in rows.columns:
+        found[OVER] = abuse & _true(rows["over"])
     return {name: chosen & ~hard for name, chosen in found.items()} | {HARD: hard}
+
+
+def over(sent_at: npt.NDArray[np.int64], family: npt.NDArray[np.int64]) -> Mask:
+    """bool [n]: whether no message of the same near-duplicate family is among the newest, by `NEWEST`.
+
+    Args:
+        sent_at: [n], n at least 1, of a whole training set: a part does not know who was heard of since.
+    """
+    since = np.sort(sent_at)[int(len(sent_at) * (1 - NEWEST))]
+    return ~np.isin(family, family[sent_at >= since])
 
 
 def _true(column: pl.Series) -> Mask:

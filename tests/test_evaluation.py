@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from arena.platform import Platform
 from assets.environment import Environment
 from assets.partitions import candidates
-from assets.training import evaluation, features_for, training_set_key, work_folder
+from assets.training import contenders, evaluation, features_for, training_set_key, work_folder
 from models import bundle
 from models.signing import signer_of, trust_of
 from redqueen import state
+from redqueen.errors import BundleError
 from redqueen.evaluation import (
+    COMMUNITIES,
     HARD,
     MIN_RECALL,
     MIN_SLICE,
+    OVER,
     RECALL_SLACK,
     SLICE_ALPHA,
     Report,
@@ -35,6 +40,7 @@ from redqueen.evaluation import (
     gate,
     headline,
     judge,
+    over,
     share_interval,
     slice_verdict,
     slices,
@@ -87,6 +93,19 @@ def test_slices_are_kept_where_there_is_enough_to_say() -> None:
     assert found["community large"].n_benign == 50
     assert not found.keys() & {"account old", "community small", HARD}, "too few, or none"
     assert 0.3 < found["policy spam"].recall_low < 0.5 < found["policy spam"].recall_high < 0.7
+
+
+def test_a_community_is_in_one_slice_and_the_arena_fills_more_than_one() -> None:
+    ends = list(COMMUNITIES.values())
+    assert all(end == start for (_, end), (start, _) in pairwise(ends))
+    hour = Platform(1, T0, "quiet", None).hour(T0)
+    spam = [int(hour.truth[event["event_id"]] is not None) for event in hour.events]
+    sizes = pl.Series([event["community_size"] for event in hour.events], dtype=SLICED_BY["community_size"])
+    frame = rows(spam, [0] * len(spam)).with_columns(community_size=sizes)
+    found = judge(frame, np.zeros((len(spam), 2)), [0.5, 0.5], POLICIES).slices
+    full = [name for name in COMMUNITIES if f"community {name}" in found]
+    assert full == ["middling", "large"]
+    assert all(found[f"community {name}"].n_abuse > MIN_SLICE for name in full)
 
 
 def test_what_attacks_made_is_a_slice_of_its_own_and_counts_nowhere_else() -> None:
@@ -145,10 +164,11 @@ def world(n: int, seed: int, copies: int = 1) -> pl.DataFrame:
     """`n` families of `copies` near-duplicates, a third of them abusive, in languages and communities."""
     rng = np.random.default_rng(seed)
     spam = rng.random(n) < 1 / 3
+    sizes = np.exp(rng.uniform(0, 11, n)).astype(int)
     frame = rows([int(s) for s in spam], [0] * n).with_columns(
         language=pl.Series(rng.choice(["en", "de", "pt", "tr"], n, p=[0.6, 0.2, 0.1, 0.1])),
         account_age_days=pl.Series(rng.exponential(30, n), dtype=SLICED_BY["account_age_days"]),
-        community_size=pl.Series(rng.integers(1, 50_000, n), dtype=SLICED_BY["community_size"]),
+        community_size=pl.Series(sizes, dtype=SLICED_BY["community_size"]),
         group=pl.Series(np.arange(n)),
     )
     return pl.concat([frame] * copies).with_columns(event_id=pl.Series([f"e{i}" for i in range(n * copies)]))
@@ -175,7 +195,7 @@ def test_a_candidate_as_good_as_the_champion_is_hardly_ever_said_to_be_behind() 
 def test_the_slice_that_falls_behind_is_named_and_the_others_are_not() -> None:
     frame = world(6000, seed=1)
     champion = decisions(frame, 2)
-    worse = slices(frame, POLICIES)["language tr"] & (np.random.default_rng(3).random(frame.height) < 0.35)
+    worse = slices(frame, POLICIES)["language tr"] & (np.random.default_rng(3).random(frame.height) < 0.2)
     candidate = champion & ~worse
     verdict = slice_verdict(compare(frame, candidate, champion, POLICIES, 0.01))
     assert not verdict.passed
@@ -207,6 +227,46 @@ def test_a_slice_with_few_families_is_not_compared() -> None:
     everything = np.ones(frame.height, dtype=bool)
     assert compare(frame, ~everything, everything, POLICIES, 0.01) == []
     assert slice_verdict([]).passed
+
+
+# -- campaigns that are over ---------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(-9, 9)), min_size=1, max_size=60), st.randoms())
+def test_a_campaign_is_over_when_its_last_message_is_not_among_the_newest(sent, random) -> None:  # type: ignore[no-untyped-def]
+    found = over(np.array([at for at, _ in sent]), np.array([family for _, family in sent]))
+    last = {family: max(at for at, of in sent if of == family) for _, family in sent}
+    silent = {family for (_, family), silent in zip(sent, found, strict=True) if silent}
+    heard = last.keys() - silent
+    assert max((last[f] for f in silent), default=-1) < min(last[f] for f in heard), (
+        "the whole family, or none"
+    )
+    assert sum(at > max((last[f] for f in silent), default=-1) for at, _ in sent) >= len(sent) / 5
+    order = random.sample(range(len(sent)), len(sent))
+    again = over(np.array([sent[i][0] for i in order]), np.array([sent[i][1] for i in order]))
+    assert again.tolist() == found[order].tolist()
+
+
+def test_a_candidate_that_forgets_what_is_over_is_behind_there() -> None:
+    frame = world(6000, seed=1, copies=2)
+    old = frame["group"] < 600
+    frame = frame.with_columns(over=old)
+    champion = decisions(frame, 2)
+    forgot = old.to_numpy() & (np.random.default_rng(3).random(6000)[frame["group"].to_numpy()] < 0.15)
+    found = compare(frame, champion & ~forgot, champion, POLICIES, 0.01)
+    assert [c.slice for c in found if c.behind] == [OVER]
+    assert {c.what for c in found if c.slice == OVER} == {"recall"}, "a campaign is abuse"
+    assert not any(c.behind for c in compare(frame, champion, champion & ~forgot, POLICIES, 0.01))
+
+
+def test_where_no_campaign_is_over_nothing_is_said_of_one() -> None:
+    frame = world(1200, seed=1).with_columns(over=False)
+    champion = decisions(frame, 2)
+    found = compare(frame, champion, champion, POLICIES, 0.01)
+    assert OVER not in {c.slice for c in found}
+    assert slice_verdict(found).passed
+    report = judge(frame, champion[:, None] * np.array([[1.0, 0.0]]), [0.5, 0.5], POLICIES)
+    assert OVER not in report.slices
 
 
 # -- the gate ------------------------------------------------------------------------------------------------
@@ -299,6 +359,7 @@ def evaluated(env: Environment, model: str, champion: str | None) -> dict[str, A
             "event_id": [f"e{i}" for i in range(len(said))],
             "text": [m.text for m in said],
             "language": ["en", "de"] * (len(said) // 2),
+            "ts": [T0 + timedelta(seconds=i) for i in range(len(said))],
             "group": list(range(len(said))),
             **{f"p_{p}": [float(m.policy == p) for m in said] for p in POLICIES},
         }
@@ -324,10 +385,32 @@ def test_a_candidate_that_gives_up_a_slice_is_rejected_and_the_slice_is_named(tm
     alone = evaluated(env, champion, None)
     assert alone["passed"], alone["reasons"]
     assert alone["compared"] == []
-    assert {"language en", "language de", "policy spam"} <= alone["reports"]["candidate"]["slices"].keys()
+    assert alone["reasons"][-1] == "judged alone: no model is live yet"
+    assert {OVER, "language en", "language de", "policy spam"} <= alone["reports"]["candidate"][
+        "slices"
+    ].keys()
     worse = evaluated(env, published(env, tmp_path / "b", scam=0.999999), champion)
     assert not worse["passed"]
     assert state.candidate(env.store, CANDIDATE)["status"] == "rejected"
     behind = [reason for reason in worse["reasons"] if reason.startswith("behind the champion")]
     assert any("policy scam: recall" in reason for reason in behind)
+    assert any(f"{OVER}: recall" in reason for reason in behind)
     assert not any("policy spam" in reason for reason in behind)
+
+
+def test_a_champion_that_is_refused_does_not_hold_up_its_successor_but_a_candidate_is_held_up_by_itself(
+    tmp_path: Path,
+) -> None:
+    home = tmp_path / "home"
+    write_env(home, policies="spam,scam", severe_policies="", fpr_budget=0.05)
+    env = Environment(home=str(home))
+    model, champion = published(env, tmp_path / "a"), published(env, tmp_path / "b", scam=0.999)
+    env.store.put(f"models/{champion}/{bundle.FUSION}", b"{}")
+    with pytest.raises(BundleError):
+        contenders(dg.build_asset_context(), env, champion)
+    told = evaluated(env, model, champion)
+    assert told["passed"], told["reasons"]
+    assert told["compared"] == []
+    assert "the champion cannot be loaded" in told["reasons"][-1]
+    assert bundle.FUSION in told["reasons"][-1]
+    assert "cannot be loaded" in state.candidate(env.store, CANDIDATE)["reason"], "redqueen why tells it too"
