@@ -30,8 +30,8 @@ LEAST_MESSAGES = 2
 PIECE = 64
 """Characters of a piece, about a dozen words: a short lure and little else."""
 STRETCH = 6
-"""Pieces of a stretch: the length of a short message. A text of more pieces is long."""
-STRETCH_SHARE = 0.7
+"""Pieces of a stretch, a few sentences. A text of more pieces is long."""
+STRETCH_SHARE = 0.6
 """How much the loudest stretch of a long text counts; the rest is the whole's. With more, one odd line makes
 a benign text abuse."""
 _PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)

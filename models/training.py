@@ -54,8 +54,12 @@ from redqueen.errors import InvalidInput
 from redqueen.features import with_text
 
 PADDED, PADDED_WEIGHT = 0.4, 0.5
-"""Share of messages that trees also see padded with a benign one, and what such a copy weighs. Without them a
-long message looks benign by its length alone, and three kind words before a lure hide it."""
+"""Share of messages that linear model and trees also see padded with benign ones, and what such a copy
+weighs. Without them a long message looks benign by its length alone, and three kind words before a lure hide
+it."""
+
+PADDED_WITH = 3
+"""Benign messages that the words of the padding come from."""
 
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on messages as they are, misspelt and padded alike."""
@@ -177,42 +181,83 @@ class Shallow:
         return found
 
 
-def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:
-    """Fitted on the older messages, and on everything but the held ones; what older fits would have said."""
-    design = baseline.Design.of(data.canonical)
-    rows = parts.older
-    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows])
-    before = Shallow(linear, _fit_trees(spec, data, rows))
-    rows = parts.everything
-    linear = baseline.fit(design, rows, data.targets[rows], data.weight[rows], start=linear, iterations=20)
-    after = Shallow(linear, _fit_trees(spec, data, rows))
-    return before, after, _forward(spec, data, parts, design)
+@dataclass(frozen=True)
+class Material:
+    """What linear model and trees learn from: the messages, and padded copies of some.
 
+    Attributes:
+        design: hashed texts, those of the messages [n] and then those of the copies [m].
+        of: int64 [m], whose copy each is.
+        features: of the copies, float32 [m, F]; None without behaviour.
+    """
 
-def _fit_trees(spec: TrainingSpec, data: Dataset, rows: Rows) -> Trees | None:
-    if data.features is None:
-        return None
-    padded, texts = _padded(data, rows, spec.seed)
-    copies = with_text(data.features[padded], texts, spec.feature_names)
-    every = np.concatenate([rows, padded])
-    weight = np.concatenate([data.weight[rows], PADDED_WEIGHT * data.weight[padded]])
-    return trees.fit(
-        np.concatenate([data.features[rows], copies]), data.targets[every], weight, seed=spec.seed
-    )
+    data: Dataset
+    design: baseline.Design
+    of: Rows
+    features: npt.NDArray[np.float32] | None
+
+    @staticmethod
+    def made(spec: TrainingSpec, data: Dataset, parts: Split) -> Material:
+        of, texts = _padded(data, np.sort(parts.everything), spec.seed)
+        canonical = [view.canonical for view in views(texts)]
+        features = None
+        if data.features is not None:
+            features = with_text(data.features[of], texts, spec.feature_names)
+        return Material(data, baseline.Design.of([*data.canonical, *canonical]), of, features)
+
+    def linear(self, rows: Rows, start: Linear | None = None) -> Linear:
+        """Fitted on some messages and their copies; in fewer steps where it starts from an older fit."""
+        copies = np.flatnonzero(np.isin(self.of, rows))
+        every = np.concatenate([rows, len(self.data.views) + copies])
+        targets, weight = self._told(rows, copies)
+        return baseline.fit(self.design, every, targets, weight, start=start, iterations=20 if start else 40)
+
+    def trees(self, rows: Rows, seed: int) -> Trees | None:
+        """The same; None without behaviour."""
+        if self.data.features is None or self.features is None:
+            return None
+        copies = np.flatnonzero(np.isin(self.of, rows))
+        known = np.concatenate([self.data.features[rows], self.features[copies]])
+        return trees.fit(known, *self._told(rows, copies), seed=seed)
+
+    def _told(self, rows: Rows, copies: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        targets, weight = self.data.targets, self.data.weight
+        origin = self.of[copies]
+        return (
+            np.concatenate([targets[rows], targets[origin]]),
+            np.concatenate([weight[rows], PADDED_WEIGHT * weight[origin]]).astype(np.float32),
+        )
 
 
 def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
-    """Some of `rows`, and their texts with a benign message before or after them, as abusers write them."""
-    rng = np.random.default_rng(seed)
-    chosen, benign = rows[rng.random(len(rows)) < PADDED], rows[~data.abusive[rows]]
-    if not len(benign):
-        return chosen[:0], []
-    others, first = rng.choice(benign, len(chosen)), rng.random(len(chosen)) < 0.5
-    pairs = [
-        (data.texts[a], data.texts[b]) if lead else (data.texts[b], data.texts[a])
-        for a, b, lead in zip(others, chosen, first, strict=True)
-    ]
-    return chosen, [f"{one}\n{two}" for one, two in pairs]
+    """Some of `rows`, ascending, and their texts padded with benign ones that were sent before them: nothing
+    is learnt that was not known by then.
+    """
+    rng, pick = np.random.default_rng(seed), random.Random(seed)
+    benign = rows[~data.abusive[rows]]
+    chosen = rows[rng.random(len(rows)) < PADDED]
+    before = np.searchsorted(benign, chosen)
+    chosen, before = chosen[before > 0], before[before > 0]
+    texts = []
+    for row, end in zip(chosen.tolist(), before.tolist(), strict=True):
+        kind = [data.texts[benign[pick.randrange(end)]] for _ in range(PADDED_WITH)]
+        texts.append(_among(kind, data.texts[row], pick))
+    return chosen, texts
+
+
+def _among(benign: Sequence[str], text: str, pick: random.Random) -> str:
+    """The text with as many benign words as it has itself before it, after it, or on both sides."""
+    return perturb.padded(text, " ".join(benign), max(3, len(text.split())), pick)
+
+
+def _fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:
+    """Fitted on the older messages, and on everything but the held ones; what older fits would have said."""
+    material = Material.made(spec, data, parts)
+    linear = material.linear(parts.older)
+    before = Shallow(linear, material.trees(parts.older, spec.seed))
+    linear = material.linear(parts.everything, start=linear)
+    after = Shallow(linear, material.trees(parts.everything, spec.seed))
+    return before, after, _forward(data, parts, material, spec.seed)
 
 
 @dataclass(frozen=True)
@@ -268,16 +313,15 @@ class Forward:
     logits: dict[str, npt.NDArray[np.float32]]
 
 
-def _forward(spec: TrainingSpec, data: Dataset, parts: Split, design: baseline.Design) -> Forward:
+def _forward(data: Dataset, parts: Split, material: Material, seed: int) -> Forward:
     """What the cheap parts would have said in the past. One fold says how they did lately, and an attack of
     that week alone would decide who is listened to; the encoder is too dear to be trained again for it.
     """
     linear: Linear | None = None
     rows, found = [parts.older[:0]], []
     for known, later in forward(data, parts.older):
-        targets, weight = data.targets[known], data.weight[known]
-        linear = baseline.fit(design, known, targets, weight, start=linear, iterations=20)
-        found.append(Shallow(linear, _fit_trees(spec, data, known)).logits(data, later, None))
+        linear = material.linear(known, start=linear)
+        found.append(Shallow(linear, material.trees(known, seed)).logits(data, later, None))
         rows.append(later)
     every = {p: np.concatenate([logits[p] for logits in found]) for p in found[0]}
     return Forward(np.concatenate(rows), every)
@@ -316,7 +360,7 @@ class Copies:
         for place, is_padded in zip(judged[of].tolist(), padded.tolist(), strict=True):
             text = data.texts[place]
             if is_padded:
-                texts.append(_between([data.texts[i] for i in pick.choices(benign, k=20)], text, pick))
+                texts.append(_among([data.texts[i] for i in pick.choices(benign, k=PADDED_WITH)], text, pick))
             else:
                 texts.append(perturb.misspelt(text, pick, 0.08))
         features = None
@@ -334,17 +378,6 @@ class Copies:
             self.padded[places],
             self.share[places],
         )
-
-
-def _between(benign: Sequence[str], text: str, pick: random.Random) -> str:
-    """The text with as many words of benign messages as it has itself, where there are so many."""
-    words, longest = text.split(), len(text)
-    kind = ""
-    for other in benign:
-        kind = f"{kind} {other}" if kind else other
-        if len(kind) >= 2 * longest:
-            break
-    return perturb.padded(text, kind, max(1, len(words)), pick)
 
 
 def _some(
