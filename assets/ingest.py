@@ -10,16 +10,14 @@ from collections import Counter
 from datetime import datetime
 
 import polars as pl
-from dagster import AssetExecutionContext, FreshnessPolicy, MaterializeResult, asset
+from dagster import AssetExecutionContext, MaterializeResult
 
 from assets import expectations
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import arrivals, erasure, ingest, quarantine, retention, tombstones, truth
 from redqueen.tables import HOUR, read_hours, write_part
-
-FRESH: FreshnessPolicy = freshness(fail_hours=6, warn_hours=3)
 
 
 def _take_in(env: Environment, table: str, hours: list[datetime]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -81,15 +79,10 @@ def _materialize(
     )
 
 
-@asset(
-    partitions_def=hourly,
-    group_name="ingest",
-    owners=OWNERS,
+@hourly_asset(
+    "ingest",
     kinds={"parquet", "greatexpectations"},
-    tags={"stage": "ingest"},
     code_version="1",
-    freshness_policy=FRESH,
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("events", "events"),
 )
 def events(
@@ -103,15 +96,10 @@ def events(
     return _materialize(context, env, "events", config)
 
 
-@asset(
-    partitions_def=hourly,
-    group_name="ingest",
-    owners=OWNERS,
+@hourly_asset(
+    "ingest",
     kinds={"parquet", "greatexpectations"},
-    tags={"stage": "ingest"},
     code_version="1",
-    freshness_policy=FRESH,
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("labels", "labels"),
 )
 def labels(
