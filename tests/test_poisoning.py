@@ -26,6 +26,7 @@ from cli.main import app
 from redqueen import poisoning, releases
 from redqueen.clock import StoreClock
 from redqueen.errors import InvalidInput, Refused
+from redqueen.ingest import polars_schema
 from redqueen.labels import gold
 from redqueen.poisoning import HISTORY, Limits, effective_weights, guard, judge_hour
 from redqueen.rings import RingLimits, rings
@@ -37,17 +38,7 @@ NOW = datetime(2026, 3, 1, 14, tzinfo=UTC)
 LIMITS = Limits()
 RING = [f"ring{n}" for n in range(8)]
 VICTIMS = [f"victim{n}" for n in range(60)]
-SCHEMA: dict[str, Any] = {
-    "label_id": pl.String,
-    "event_id": pl.String,
-    "policy": pl.String,
-    "value": pl.String,
-    "source": pl.String,
-    "rater_id": pl.String,
-    "labeled_at": pl.Datetime("us", "UTC"),
-    "received_at": pl.Datetime("us", "UTC"),
-    "confidence": pl.Float64,
-}
+SCHEMA = polars_schema("labels")
 
 
 def vote(
