@@ -17,6 +17,7 @@ from assets.common import hourly_asset
 from assets.environment import Environment
 from assets.partitions import hours_of
 from redqueen import arrivals, erasure, ingest, quarantine, retention, tombstones, truth
+from redqueen.schema import polars_schema
 from redqueen.tables import HOUR, read_hours, write_part
 
 
@@ -35,7 +36,7 @@ def _take_in(env: Environment, table: str, hours: list[datetime]) -> tuple[pl.Da
             counts["purged_hours"] += 1
             continue
         frames.append(_take_in_hour(env, table, hour, erased, counts))
-    empty = pl.DataFrame(schema=ingest.polars_schema(table))
+    empty = pl.DataFrame(schema=polars_schema(table))
     return pl.concat([empty, *(frame for frame in frames if frame.height)]), dict(counts)
 
 

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from redqueen import labels as gold_labels
-from redqueen.ingest import polars_schema
 from redqueen.labels import gold
-from redqueen.schema import LABEL_SOURCES
+from redqueen.schema import LABEL_SOURCES, polars_schema
 
 T0 = datetime(2026, 1, 3, 14, tzinfo=UTC)
 POLICIES = ("spam", "scam")

@@ -26,10 +26,10 @@ from cli.main import app
 from redqueen import poisoning, releases
 from redqueen.clock import StoreClock
 from redqueen.errors import InvalidInput, Refused
-from redqueen.ingest import polars_schema
 from redqueen.labels import gold
 from redqueen.poisoning import HISTORY, Limits, effective_weights, guard, judge_hour
 from redqueen.rings import RingLimits, rings
+from redqueen.schema import polars_schema
 from redqueen.settings import load_settings
 from redqueen.store import DirectoryStore, open_store
 from redqueen.tables import HOUR, write_part

@@ -15,7 +15,7 @@ from redqueen import graph
 from redqueen.clock import hour_of
 from redqueen.features import FEATURES_VERSION, NAMES, prepare
 from redqueen.features.journal import KEPT, Journal
-from redqueen.ingest import polars_schema
+from redqueen.schema import polars_schema
 from redqueen.store import DirectoryStore, ObjectStore
 from redqueen.tables import read_hours, write_part
 from serving.client import HttpClient

@@ -18,9 +18,8 @@ from assets.labels import gold_key, gold_labels, truth_state
 from redqueen import truth
 from redqueen.aggregation import TRUSTED, Fusion
 from redqueen.clock import StoreClock
-from redqueen.ingest import polars_schema
 from redqueen.labels import gold, ripe
-from redqueen.schema import LABEL_SOURCES
+from redqueen.schema import LABEL_SOURCES, polars_schema
 from redqueen.store import DirectoryStore
 from redqueen.tables import write_part
 from redqueen.truth import TruthState
