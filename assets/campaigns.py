@@ -6,29 +6,24 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import polars as pl
-from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord, asset
+from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord
 
 from assets import expectations
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
 from assets.ingest import events
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import campaigns as near
 from redqueen.tables import HOUR, read_hours, write_part
 
 FINGERPRINTS = "campaigns/fingerprints"
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "features",
     deps=[events],
-    group_name="features",
-    owners=OWNERS,
     kinds={"polars"},
-    tags={"stage": "features"},
     code_version="1",
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("campaigns", "campaigns", quality=False),
 )
 def campaigns(

@@ -1,16 +1,29 @@
-"""What all assets share: owners, retries, freshness and the small pictures. No stage's logic here."""
+"""What all assets share: owners, retries, freshness, the head of the hourly ones and the small pictures. No
+stage's logic here."""
 
 from __future__ import annotations
 
 import base64
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from dagster import Backoff, Failure, FreshnessPolicy, Jitter, MetadataValue, RetryPolicy
+from dagster import (
+    AssetCheckSpec,
+    AssetsDefinition,
+    Backoff,
+    Failure,
+    FreshnessPolicy,
+    Jitter,
+    MaterializeResult,
+    MetadataValue,
+    RetryPolicy,
+    asset,
+)
 
+from assets.partitions import hourly
 from redqueen.errors import RedQueenError
 
 OWNERS = ["team:trust-and-safety-ml"]
@@ -39,6 +52,34 @@ def freshness(*, fail_hours: float, warn_hours: float) -> FreshnessPolicy:
     """Stale after `fail_hours` without a materialization."""
     return FreshnessPolicy.time_window(
         fail_window=timedelta(hours=fail_hours), warn_window=timedelta(hours=warn_hours)
+    )
+
+
+FRESH = freshness(fail_hours=6, warn_hours=3)
+"""For what every run of the job `hour` makes."""
+
+
+def hourly_asset(
+    stage: str,
+    *,
+    deps: Sequence[AssetsDefinition] = (),
+    kinds: set[str],
+    code_version: str,
+    check_specs: Sequence[AssetCheckSpec],
+    fresh: FreshnessPolicy = FRESH,
+) -> Callable[[Callable[..., MaterializeResult]], AssetsDefinition]:
+    """The decorator of an asset that is cut by the hour of arrival; `stage` is its group and its tag."""
+    return asset(
+        partitions_def=hourly,
+        deps=deps,
+        group_name=stage,
+        owners=OWNERS,
+        kinds=kinds,
+        tags={"stage": stage},
+        code_version=code_version,
+        freshness_policy=fresh,
+        retry_policy=RETRY,
+        check_specs=check_specs,
     )
 
 

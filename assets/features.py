@@ -9,13 +9,13 @@ from functools import cache, partial
 
 import polars as pl
 import pyarrow.parquet as pq
-from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord, asset
+from dagster import AssetExecutionContext, MaterializeResult, MetadataValue, TableRecord
 
 from assets import expectations, parity
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
 from assets.ingest import events
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import features as declared
 from redqueen import graph
 from redqueen.errors import InvalidInput
@@ -115,16 +115,11 @@ def _compute(env: Environment, hours: list[datetime]) -> tuple[pl.DataFrame, int
     return pl.concat(tables), sum(heights)
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "features",
     deps=[events],
-    group_name="features",
-    owners=OWNERS,
     kinds={"polars", "greatexpectations"},
-    tags={"stage": "features"},
     code_version=declared.FEATURES_VERSION,
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=[*expectations.check_specs("features", "features"), parity.SPEC],
 )
 def features(

@@ -10,16 +10,15 @@ from collections import Counter
 from datetime import datetime
 
 import polars as pl
-from dagster import AssetExecutionContext, FreshnessPolicy, MaterializeResult, asset
+from dagster import AssetExecutionContext, MaterializeResult
 
 from assets import expectations
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import arrivals, erasure, ingest, quarantine, retention, tombstones, truth
+from redqueen.schema import polars_schema
 from redqueen.tables import HOUR, read_hours, write_part
-
-FRESH: FreshnessPolicy = freshness(fail_hours=6, warn_hours=3)
 
 
 def _take_in(env: Environment, table: str, hours: list[datetime]) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -37,7 +36,7 @@ def _take_in(env: Environment, table: str, hours: list[datetime]) -> tuple[pl.Da
             counts["purged_hours"] += 1
             continue
         frames.append(_take_in_hour(env, table, hour, erased, counts))
-    empty = pl.DataFrame(schema=ingest.polars_schema(table))
+    empty = pl.DataFrame(schema=polars_schema(table))
     return pl.concat([empty, *(frame for frame in frames if frame.height)]), dict(counts)
 
 
@@ -81,15 +80,10 @@ def _materialize(
     )
 
 
-@asset(
-    partitions_def=hourly,
-    group_name="ingest",
-    owners=OWNERS,
+@hourly_asset(
+    "ingest",
     kinds={"parquet", "greatexpectations"},
-    tags={"stage": "ingest"},
     code_version="1",
-    freshness_policy=FRESH,
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("events", "events"),
 )
 def events(
@@ -103,15 +97,10 @@ def events(
     return _materialize(context, env, "events", config)
 
 
-@asset(
-    partitions_def=hourly,
-    group_name="ingest",
-    owners=OWNERS,
+@hourly_asset(
+    "ingest",
     kinds={"parquet", "greatexpectations"},
-    tags={"stage": "ingest"},
     code_version="1",
-    freshness_policy=FRESH,
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("labels", "labels"),
 )
 def labels(

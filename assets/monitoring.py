@@ -20,15 +20,14 @@ from dagster import (
     MaterializeResult,
     MetadataValue,
     TableRecord,
-    asset,
 )
 from pydantic import Field
 
 from assets import expectations
-from assets.common import OWNERS, RETRY, freshness, picture
+from assets.common import freshness, hourly_asset, picture
 from assets.environment import Environment
 from assets.ingest import events, labels
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from assets.poisoning import label_guard
 from redqueen import poisoning, policy, state
 from redqueen import signals as watching
@@ -54,16 +53,11 @@ def reference_key(model_id: str) -> str:
     return f"references/{model_id}/reference.json"
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "monitoring",
     deps=[events],
-    group_name="monitoring",
-    owners=OWNERS,
     kinds={"parquet"},
-    tags={"stage": "monitoring"},
     code_version="1",
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=[
         AssetCheckSpec(
             "answers_sound",
@@ -134,16 +128,12 @@ class Watching(Config):
     html: bool = Field(False, description="Write Evidently's HTML report even without an alarm.")
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "monitoring",
     deps=[served, labels, label_guard],
-    group_name="monitoring",
-    owners=OWNERS,
     kinds={"evidently"},
-    tags={"stage": "monitoring"},
     code_version="1",
-    freshness_policy=freshness(fail_hours=3, warn_hours=2),
-    retry_policy=RETRY,
+    fresh=freshness(fail_hours=3, warn_hours=2),
     check_specs=[
         AssetCheckSpec("monitoring_healthy", asset="signals", description="The watchers can be believed."),
         AssetCheckSpec("no_alarm", asset="signals", description="Neither drift nor attackers' adaptation."),

@@ -15,30 +15,24 @@ from dagster import (
     MaterializeResult,
     MetadataValue,
     TableRecord,
-    asset,
 )
 
 from assets import expectations
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
 from assets.ingest import events, labels
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import poisoning, releases
 from redqueen.tables import HOUR
 
 GROUPS_SHOWN = 50
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "labels",
     deps=[labels, events],
-    group_name="labels",
-    owners=OWNERS,
     kinds={"polars"},
-    tags={"stage": "labels"},
     code_version="1",
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=[
         AssetCheckSpec(
             "labels_not_poisoned",

@@ -19,16 +19,15 @@ from dagster import (
     MaterializeResult,
     MetadataValue,
     TableRecord,
-    asset,
 )
 
 from assets import expectations
 from assets.campaigns import campaigns
-from assets.common import OWNERS, RETRY, freshness
+from assets.common import hourly_asset
 from assets.environment import Environment
 from assets.ingest import events, labels
 from assets.monitoring import served
-from assets.partitions import hourly, hours_of
+from assets.partitions import hours_of
 from redqueen import review, state
 from redqueen import signals as watching
 from redqueen.store import ObjectStore
@@ -46,16 +45,11 @@ def estimates_key(window: datetime) -> str:
     return f"estimates/window={window:%Y-%m-%dT%H}.json"
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "labels",
     deps=[events, campaigns],
-    group_name="labels",
-    owners=OWNERS,
     kinds={"polars", "greatexpectations"},
-    tags={"stage": "labels"},
     code_version="2",
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=expectations.check_specs("review_requests", "review requests", quality=False),
 )
 def review_requests(
@@ -114,16 +108,11 @@ def _asked_on(store: ObjectStore, hour: datetime) -> dict[int, int]:
     return counts
 
 
-@asset(
-    partitions_def=hourly,
+@hourly_asset(
+    "monitoring",
     deps=[review_requests, served, labels],
-    group_name="monitoring",
-    owners=OWNERS,
     kinds={"polars"},
-    tags={"stage": "monitoring"},
     code_version="1",
-    freshness_policy=freshness(fail_hours=6, warn_hours=3),
-    retry_policy=RETRY,
     check_specs=[
         AssetCheckSpec(
             "audit_slice_suffices",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import dagster as dg
 
 hour = dg.define_asset_job(
@@ -54,29 +56,27 @@ truth = dg.define_asset_job(
 
 JOBS = [hour, graph, lap, rollout, housekeeping, truth]
 
+_schedule = partial(
+    dg.ScheduleDefinition, execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.RUNNING
+)
+
 SCHEDULES = [
-    dg.ScheduleDefinition(
+    _schedule(
         "daily_retention",
         job=housekeeping,
         cron_schedule="17 3 * * *",
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Purges what is past its retention, at a quiet hour; `redqueen retention` shows what.",
     ),
-    dg.ScheduleDefinition(
+    _schedule(
         "daily_truth",
         job=truth,
         cron_schedule="40 2 * * 1-6",
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
         description="Adds the day's labels to what raters have proved.",
     ),
-    dg.ScheduleDefinition(
+    _schedule(
         "weekly_truth_refit",
         job=truth,
         cron_schedule="40 2 * * 0",
-        execution_timezone="UTC",
-        default_status=dg.DefaultScheduleStatus.RUNNING,
         run_config={"ops": {"truth_state": {"config": {"refit": True}}}},
         description="Fits what raters have proved anew from all labels: increments drift, a little.",
     ),

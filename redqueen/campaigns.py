@@ -27,6 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from redqueen import text as reading
+from redqueen.schema import polars_schema
 from redqueen.text.links import spans
 
 __all__ = [
@@ -63,14 +64,7 @@ MESSAGES: _Schema = {
     "ts": pl.Datetime("us", "UTC"),
     "text": pl.String,
 }
-ROWS: _Schema = {
-    "event_id": pl.String,
-    "campaign_id": pl.String,
-    "size": pl.Int32,
-    "actors": pl.Int32,
-    "first_seen": pl.Datetime("us", "UTC"),
-    "novel": pl.Boolean,
-}
+ROWS = polars_schema("campaigns")
 FINGERPRINTS: _Schema = {
     "signature": pl.Array(pl.UInt32, PERMUTATIONS),
     "campaign_id": pl.String,

@@ -24,8 +24,7 @@ import polars as pl
 
 from redqueen import loose
 from redqueen.errors import InvalidInput
-from redqueen.ingest import polars_schema
-from redqueen.schema import ANY_POLICY
+from redqueen.schema import ANY_POLICY, polars_schema
 
 Undated = Literal["quarantine", "spread"]
 Window = Literal["day", "week", "month"]

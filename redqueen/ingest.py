@@ -18,7 +18,7 @@ import polars as pl
 
 from redqueen import arrivals, ledger, loose, vendors
 from redqueen.errors import InvalidInput, NotFound
-from redqueen.schema import ANY_POLICY, KINDS, LABEL_SOURCES, LABEL_VALUES, RESPONSES, TABLES
+from redqueen.schema import ANY_POLICY, KINDS, LABEL_SOURCES, LABEL_VALUES, RESPONSES, TABLES, polars_schema
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR
 from redqueen.tombstones import REASON as ERASED
@@ -77,18 +77,6 @@ class Conformed:
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         return iter((self.clean, self.refused))
-
-
-def polars_schema(table: str) -> dict[str, pl.DataType]:
-    """The columns of `table` and their polars types, in order."""
-    return {
-        field.name: loose.TIME if str(field.type).startswith("timestamp") else _polars_type(str(field.type))
-        for field in TABLES[table]
-    }
-
-
-def _polars_type(arrow: str) -> pl.DataType:
-    return {"string": pl.String(), "int32": pl.Int32(), "double": pl.Float64()}[arrow]
 
 
 def read_landed(store: ObjectStore, table: str, hour: datetime, keys: Sequence[str] | None = None) -> Landed:

@@ -30,22 +30,13 @@ from redqueen.aggregation import (
     logit,
     settle,
 )
-from redqueen.schema import ANY_POLICY, LABEL_SOURCES
+from redqueen.schema import ANY_POLICY, LABEL_SOURCES, polars_schema
 
 __all__ = ["GOLD_SCHEMA", "MATURITY_HOURS", "RELIABILITY", "TRUSTED", "Fusion", "delays", "gold", "known"]
 
 MATURITY_HOURS = 24.0
 
-GOLD_SCHEMA: dict[str, pl.DataType] = {
-    "event_id": pl.String(),
-    "policy": pl.String(),
-    "p_abuse": pl.Float64(),
-    "n_votes": pl.Int32(),
-    "disagreement": pl.Float64(),
-    "mature": pl.Boolean(),
-    "first_labeled_at": pl.Datetime("us", "UTC"),
-    "sources": pl.List(pl.String()),
-}
+GOLD_SCHEMA = polars_schema("gold")
 
 ITEM_SCHEMA: dict[str, pl.DataType] = {
     "event_id": pl.String(),

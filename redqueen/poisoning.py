@@ -26,6 +26,7 @@ from redqueen.bursts import SECOND, BurstLimits, bursts
 from redqueen.errors import InvalidInput
 from redqueen.labels import TRUSTED
 from redqueen.rings import Codes, Flags, Floats, RingLimits, both, rings, shared
+from redqueen.schema import polars_schema
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR, hour_key, landed_hours, read_keys, write_part
 
@@ -42,16 +43,7 @@ COMMUNITY_HOURS = 6
 RING, BURST, NEW_RATER, UNRELIABLE = "ring", "burst", "new_rater", "unreliable"
 RATER_CAP, RING_CAP, HOUR_CAP = "rater_cap", "ring_cap", "hour_cap"
 
-VERDICT: dict[str, pl.DataType] = {
-    "label_id": pl.String(),
-    "received_at": pl.Datetime("us", "UTC"),
-    "weight": pl.Float64(),
-    "released_weight": pl.Float64(),
-    "held": pl.Boolean(),
-    "reason": pl.String(),
-    "group": pl.String(),
-    "members": pl.Int32(),
-}
+VERDICT = polars_schema("guard")
 WEIGHTS: dict[str, pl.DataType] = {"label_id": pl.String(), "weight": pl.Float64()}
 GROUPS: dict[str, pl.DataType] = {
     "group": pl.String(),

@@ -24,6 +24,7 @@ import polars as pl
 from redqueen import ingest, loose, state, vendors
 from redqueen.clock import hour_of
 from redqueen.errors import Conflict, InvalidInput, NotFound
+from redqueen.schema import polars_schema
 from redqueen.store import ObjectStore
 from redqueen.tables import hour_key
 
@@ -223,7 +224,7 @@ def _sources(
         else:
             as_kept.append(entry)
     if as_kept:
-        columns = {name: [w.row.get(name) for w in as_kept] for name in ingest.polars_schema(table)}
+        columns = {name: [w.row.get(name) for w in as_kept] for name in polars_schema(table)}
         frame = pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String()))
         yield as_kept, frame.with_row_index(_ENTRY).cast({_ENTRY: pl.Int64})
     for file, entries in again.items():

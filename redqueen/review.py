@@ -38,19 +38,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from redqueen.schema import ACTED_ON
+from redqueen.schema import ACTED_ON, polars_schema
 
 AUDIT, UNCERTAIN, ACTED, NOVEL = "audit", "uncertain", "acted_on", "novel_campaign"
 REASONS = (AUDIT, UNCERTAIN, ACTED, NOVEL)
 AUDITED_KINDS = ("message", "dm")
 PER_CAMPAIGN = 2
 """Requests that a campaign nobody has seen before is worth; its copies say the same."""
-REVIEW_SCHEMA: dict[str, pl.DataType] = {
-    "event_id": pl.String(),
-    "reason": pl.String(),
-    "propensity": pl.Float64(),
-    "inclusion": pl.Float64(),
-}
+REVIEW_SCHEMA = polars_schema("review")
 TAIL = 0.025
 """What a 95% interval leaves out on either side."""
 

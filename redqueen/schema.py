@@ -5,6 +5,7 @@ Times are UTC microseconds. An event's label, prediction and features are joined
 
 from __future__ import annotations
 
+import polars as pl
 import pyarrow as pa
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -121,3 +122,8 @@ TABLES: dict[str, pa.Schema] = {
     "guard": GUARD,
     "campaigns": CAMPAIGNS,
 }
+
+
+def polars_schema(table: str) -> dict[str, pl.DataType]:
+    """The columns of `table` and their polars types, in order."""
+    return dict(pl.DataFrame(TABLES[table].empty_table()).schema)

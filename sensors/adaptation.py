@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dagster import DefaultSensorStatus, SensorEvaluationContext, SensorResult, SkipReason, sensor
+from dagster import SensorEvaluationContext, SensorResult, SkipReason
 
 from assets.environment import Environment
-from redqueen.settings import load_settings
+from sensors.common import watcher
 from sensors.drift import on_new_window
 
-INTERVAL = load_settings().sensor_interval_seconds
 
-
-@sensor(
-    name="adaptation",
-    job_name="lap",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="lap",
     description="Starts a lap when attackers have found a way: more abusers get through, more obfuscate, or "
     "more sit just under the threshold. Each figure can fire by itself.",
 )

@@ -10,16 +10,13 @@ from dagster import (
     SensorEvaluationContext,
     SkipReason,
     run_failure_sensor,
-    sensor,
 )
 
 from assets.environment import Environment
 from redqueen import alerts, state
-from redqueen.settings import load_settings
 from redqueen.tables import HOUR
 from sensors.asking import latest_signals
-
-INTERVAL = load_settings().sensor_interval_seconds
+from sensors.common import INTERVAL, watcher
 
 
 @run_failure_sensor(
@@ -49,10 +46,8 @@ def run_failed(context: RunFailureSensorContext, env: Environment) -> None:
     alerts.send(env.store, env.settings, f"run-{run.run_id}", message, now)
 
 
-@sensor(
-    name="watch_the_watchers",
-    minimum_interval_seconds=max(60, INTERVAL),
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    interval=max(60, INTERVAL),
     description="Alerts when a live model has gone unmeasured for too long. Silence is unknown, never calm.",
 )
 def watch_the_watchers(context: SensorEvaluationContext, env: Environment) -> SkipReason:

@@ -13,6 +13,7 @@ from assets.partitions import candidates
 from redqueen import alerts, state
 from redqueen.policy import Ask, Decision, LabelCounts, Limits, Signals, decide
 from redqueen.store import ObjectStore
+from sensors.common import run_tags
 
 HISTORY_WINDOWS = 6
 
@@ -75,7 +76,6 @@ def lap_request(decision: Decision, now: datetime) -> RunRequest:
         tags={
             "redqueen/trigger": decision.trigger,
             "redqueen/attribution": decision.attribution,
-            "redqueen/reason": decision.message[:250],
-            "redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}",
+            **run_tags(now, decision.message[:250]),
         },
     )

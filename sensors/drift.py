@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 
-from dagster import DefaultSensorStatus, SensorEvaluationContext, SensorResult, SkipReason, sensor
+from dagster import SensorEvaluationContext, SensorResult, SkipReason
 
 from assets.environment import Environment
-from redqueen.settings import load_settings
 from sensors.asking import ask, latest_signals
-
-INTERVAL = load_settings().sensor_interval_seconds
+from sensors.common import watcher
 
 
 def on_new_window(
@@ -26,11 +24,8 @@ def on_new_window(
     return ask(env, trigger, "drift" if trigger == "drift" else "adaptation", history)
 
 
-@sensor(
-    name="drift",
-    job_name="lap",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="lap",
     description="Starts a lap when traffic has moved away from the champion's reference: effect size and "
     "persistence decide, never a p-value.",
 )

@@ -5,29 +5,17 @@ from __future__ import annotations
 import json
 from datetime import date, datetime
 
-from dagster import (
-    DefaultSensorStatus,
-    RunRequest,
-    SensorEvaluationContext,
-    SensorResult,
-    SkipReason,
-    sensor,
-)
+from dagster import RunRequest, SensorEvaluationContext, SensorResult, SkipReason
 
 from assets.environment import Environment
 from assets.partitions import day_partition
 from redqueen import graph
-from redqueen.settings import load_settings
 from redqueen.tables import landed_hours
+from sensors.common import run_tags, watcher
 
-INTERVAL = load_settings().sensor_interval_seconds
 
-
-@sensor(
-    name="daily_graph",
-    job_name="graph",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="graph",
     description="Builds the graph snapshot once a day, when the last hour before midnight was taken in. "
     "Days missed by a daemon that was down are made up for, up to a week.",
 )
@@ -64,5 +52,5 @@ def _request(days: list[date], why: str, now: datetime) -> RunRequest:
     return RunRequest(
         # The hour is in the key: a key is spent for ever, failures included, and a failed day comes again.
         run_key=f"graph:{days[0]}:{days[-1]}:{now:%Y-%m-%dT%H}",
-        tags={**partitions, "redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}", "redqueen/reason": why},
+        tags={**partitions, **run_tags(now, why)},
     )

@@ -11,26 +11,23 @@ import polars as pl
 from dagster import (
     DagsterInstance,
     DagsterRunStatus,
-    DefaultSensorStatus,
     RunRequest,
     RunsFilter,
     SensorEvaluationContext,
     SensorResult,
     SkipReason,
-    sensor,
 )
 
 from assets.environment import Environment
 from assets.partitions import partition_of
 from redqueen import arrivals, retention, state
 from redqueen.clock import hour_of
-from redqueen.settings import load_settings
 from redqueen.signals import label_counts
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR, hour_key, hours_between, landed_hours, read_hours
 from sensors.asking import ask, latest_signals
+from sensors.common import run_tags, watcher
 
-INTERVAL = load_settings().sensor_interval_seconds
 LATE_HOURS = 6
 """Files may arrive late for this long and are noticed at the next tick; later ones by the daily sweep."""
 
@@ -133,11 +130,8 @@ def _going(instance: DagsterInstance) -> int:
     return instance.get_runs_count(RunsFilter(job_name="hour", statuses=list(GOING), created_after=since))
 
 
-@sensor(
-    name="label_arrival",
-    job_name="hour",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="hour",
     description="Takes in each hour once it is over: events, labels and served predictions that landed. A "
     "late file makes its hour run again; once a day all older days are looked through, one a tick.",
 )
@@ -184,19 +178,15 @@ def _late(hour: datetime, digest: str, now: datetime) -> RunRequest:
     return RunRequest(
         run_key=f"late:{hour:%Y-%m-%dT%H}:{digest}:{now:%Y-%m-%d}",
         partition_key=partition_of(hour),
-        tags=_tags(now, "files landed here after the hour was taken in"),
+        tags=run_tags(now, "files landed here after the hour was taken in"),
     )
-
-
-def _tags(now: datetime, reason: str) -> dict[str, str]:
-    return {"redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}", "redqueen/reason": reason}
 
 
 def _one(hour: datetime, digest: str, now: datetime) -> RunRequest:
     return RunRequest(
         run_key=f"hour:{hour:%Y-%m-%dT%H}:{digest}",
         partition_key=partition_of(hour),
-        tags=_tags(now, "files landed in this hour"),
+        tags=run_tags(now, "files landed in this hour"),
     )
 
 
@@ -206,18 +196,15 @@ def _range(hours: list[datetime], due: dict[datetime, str], now: datetime) -> Ru
     return RunRequest(
         run_key=f"hours:{hours[0]:%Y-%m-%dT%H}:{hours[-1]:%Y-%m-%dT%H}:{together}",
         tags={
-            **_tags(now, f"catching up on {len(hours)} hours"),
+            **run_tags(now, f"catching up on {len(hours)} hours"),
             "dagster/asset_partition_range_start": partition_of(hours[0]),
             "dagster/asset_partition_range_end": partition_of(hours[-1]),
         },
     )
 
 
-@sensor(
-    name="first_lap",
-    job_name="lap",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="lap",
     description="Starts the first lap as soon as enough trusted labels are there. Idle once a model is live.",
 )
 def first_lap(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import json
 
-from dagster import (
-    DefaultSensorStatus,
-    RunRequest,
-    SensorEvaluationContext,
-    SensorResult,
-    SkipReason,
-    sensor,
-)
+from dagster import RunRequest, SensorEvaluationContext, SensorResult, SkipReason
 
 from assets.environment import Environment
 from redqueen import state
-from redqueen.settings import load_settings
 from sensors.asking import latest_signals
+from sensors.common import run_tags, watcher
 
-INTERVAL = load_settings().sensor_interval_seconds
 
-
-@sensor(
-    name="rollout",
-    job_name="rollout",
-    minimum_interval_seconds=INTERVAL,
-    default_status=DefaultSensorStatus.RUNNING,
+@watcher(
+    job="rollout",
     description="Moves the candidate that is on its way: shadow, 1%, 5%, 25%, live, or back. Each step is "
     "decided on evidence in the run it starts.",
 )
@@ -40,17 +28,13 @@ def rollout(context: SensorEvaluationContext, env: Environment) -> SensorResult 
     step = f"{candidate}:{live.version}:{window}"
     if context.cursor and json.loads(context.cursor)["step"] == step:
         return SkipReason(f"{candidate} is in {live.stage}; the next window decides")
-    now = env.clock.now()
     why = f"{candidate} in {live.stage}, window {window}"
     return SensorResult(
         run_requests=[
             RunRequest(
                 run_key=f"rollout:{step}",
                 partition_key=candidate,
-                tags={
-                    "redqueen/sim_time": f"{now:%Y-%m-%d %H:%M}",
-                    "redqueen/reason": f"next step from {live.stage}",
-                },
+                tags=run_tags(env.clock.now(), f"next step from {live.stage}"),
             )
         ],
         cursor=json.dumps({"step": step, "why": why}),

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +18,10 @@ os.environ.setdefault("AWS_ACCESS_KEY_ID", "test")
 os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "test")
 os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
 
-from tests.services import S3Server
+from tests.services import RedisServer, S3Server
+
+if TYPE_CHECKING:
+    from tests.miniature import Platform
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,23 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = S3Server.start(tmp_path_factory.mktemp("s3"))
     yield server
     server.stop()
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def platform(tmp_path: Path) -> Iterator[Platform]:
+    """A platform in miniature, without a live model yet."""
+    from tests.miniature import Platform
+
+    made = Platform(tmp_path / "home")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

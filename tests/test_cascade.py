@@ -21,7 +21,7 @@ from redqueen import attacks
 from redqueen.settings import Settings
 from redqueen.store import DirectoryStore
 from serving.scorer import Scorer
-from tests.test_serving import MovableClock, event
+from tests.miniature import MovableClock, event
 from tests.toy_model import FEATURES, POLICIES, matrix, messages, spec, toy_bundle
 
 BOUND = 0.35

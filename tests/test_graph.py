@@ -25,9 +25,10 @@ from polars.testing import assert_frame_equal
 from assets.environment import Environment
 from assets.graph import graph_snapshot
 from assets.partitions import daily, hourly, partition_of
-from redqueen import graph, graphmath, ingest, ties
+from redqueen import graph, graphmath, ties
 from redqueen.clock import StoreClock
 from redqueen.features.declared import FEATURES, SNAPSHOT_LAG, Snapshot
+from redqueen.schema import polars_schema
 from redqueen.store import DirectoryStore
 from redqueen.tables import HOUR, write_part
 from sensors.graph import daily_graph
@@ -47,7 +48,7 @@ def frame(rows: list[dict[str, Any]]) -> pl.DataFrame:
         "channel_id": "h", "kind": "dm", "text": "hello", "account_created_at": AS_OF - 3 * DAY,
     }  # fmt: skip
     full = [usual | {"event_id": f"e{i}"} | row for i, row in enumerate(rows)]
-    return pl.DataFrame(full, schema=ingest.polars_schema("events"), infer_schema_length=None)
+    return pl.DataFrame(full, schema=polars_schema("events"), infer_schema_length=None)
 
 
 def event(actor: str, to: str | None = None, response: str | None = None, **more: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from assets.ingest import _take_in
 from redqueen import arrivals, ingest, ledger, loose, quarantine, tombstones
 from redqueen.clock import StoreClock
 from redqueen.errors import InvalidInput
+from redqueen.schema import polars_schema
 from redqueen.store import DirectoryStore, S3Store, to_parquet
 from redqueen.tables import hour_key, read_hours, write_part
 from tests.services import S3Server
@@ -85,7 +86,7 @@ def store(tmp_path: Path) -> DirectoryStore:
 
 def test_a_sound_hour_is_clean_and_in_the_schemas_types() -> None:
     clean, refused = ingest.conform(frame(*(event(n) for n in range(20))), "events", HOUR, NOW)
-    assert dict(clean.schema) == ingest.polars_schema("events")
+    assert dict(clean.schema) == polars_schema("events")
     assert (clean.height, refused.height) == (20, 0)
 
 
@@ -188,7 +189,7 @@ def test_an_hour_in_which_nothing_landed_is_empty(store: DirectoryStore) -> None
     landed, unreadable = ingest.read_landed(store, "events", HOUR)
     result = ingest.conform(landed, "events", HOUR, NOW)
     assert (result.clean.height, result.refused.height, unreadable) == (0, 0, [])
-    assert dict(result.clean.schema) == ingest.polars_schema("events")
+    assert dict(result.clean.schema) == polars_schema("events")
 
 
 def test_a_text_with_half_a_surrogate_or_an_odd_byte_does_not_escape(store: DirectoryStore) -> None:

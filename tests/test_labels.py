@@ -14,21 +14,11 @@ from hypothesis import strategies as st
 
 from redqueen import labels as gold_labels
 from redqueen.labels import gold
-from redqueen.schema import LABEL_SOURCES
+from redqueen.schema import LABEL_SOURCES, polars_schema
 
 T0 = datetime(2026, 1, 3, 14, tzinfo=UTC)
 POLICIES = ("spam", "scam")
-SCHEMA: dict[str, Any] = {
-    "label_id": pl.String,
-    "event_id": pl.String,
-    "policy": pl.String,
-    "value": pl.String,
-    "source": pl.String,
-    "rater_id": pl.String,
-    "labeled_at": pl.Datetime("us", "UTC"),
-    "received_at": pl.Datetime("us", "UTC"),
-    "confidence": pl.Float64,
-}
+SCHEMA = polars_schema("labels")
 
 
 def vote(

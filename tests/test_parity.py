@@ -18,8 +18,8 @@ from redqueen import parity
 from redqueen.errors import InvalidInput
 from redqueen.features import FEATURES_VERSION, NAMES, InProcess, featurise, prepare, prepare_frame, stamped
 from redqueen.features.finish import SNAPSHOTS, finish
-from redqueen.ingest import polars_schema
 from redqueen.parity import compare
+from redqueen.schema import polars_schema
 from redqueen.tables import write_part
 from tests.test_features_laws import frame
 

@@ -29,6 +29,7 @@ from redqueen.errors import InvalidInput, Refused
 from redqueen.labels import gold
 from redqueen.poisoning import HISTORY, Limits, effective_weights, guard, judge_hour
 from redqueen.rings import RingLimits, rings
+from redqueen.schema import polars_schema
 from redqueen.settings import load_settings
 from redqueen.store import DirectoryStore, open_store
 from redqueen.tables import HOUR, write_part
@@ -37,17 +38,7 @@ NOW = datetime(2026, 3, 1, 14, tzinfo=UTC)
 LIMITS = Limits()
 RING = [f"ring{n}" for n in range(8)]
 VICTIMS = [f"victim{n}" for n in range(60)]
-SCHEMA: dict[str, Any] = {
-    "label_id": pl.String,
-    "event_id": pl.String,
-    "policy": pl.String,
-    "value": pl.String,
-    "source": pl.String,
-    "rater_id": pl.String,
-    "labeled_at": pl.Datetime("us", "UTC"),
-    "received_at": pl.Datetime("us", "UTC"),
-    "confidence": pl.Float64,
-}
+SCHEMA = polars_schema("labels")
 
 
 def vote(

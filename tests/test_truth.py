@@ -19,7 +19,7 @@ from redqueen import truth
 from redqueen.aggregation import TRUSTED, Fusion
 from redqueen.clock import StoreClock
 from redqueen.labels import gold, ripe
-from redqueen.schema import LABEL_SOURCES
+from redqueen.schema import LABEL_SOURCES, polars_schema
 from redqueen.store import DirectoryStore
 from redqueen.tables import write_part
 from redqueen.truth import TruthState
@@ -29,11 +29,7 @@ HOUR = timedelta(hours=1)
 POLICIES = ("spam", "scam")
 EAGER = Fusion(min_overlap=1)
 STIFF = Fusion(min_overlap=10**9)
-SCHEMA: dict[str, Any] = {
-    "label_id": pl.String, "event_id": pl.String, "policy": pl.String, "value": pl.String,
-    "source": pl.String, "rater_id": pl.String, "labeled_at": pl.Datetime("us", "UTC"),
-    "received_at": pl.Datetime("us", "UTC"), "confidence": pl.Float64,
-}  # fmt: skip
+SCHEMA = polars_schema("labels")
 
 
 def random_labels(n: int, hours: int, seed: int = 1, right: float = 0.5) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -112,6 +112,15 @@ def _some(places: Sequence[int], rng: random.Random, most: int) -> list[int]:
     return sorted(rng.sample(places, rng.randint(1, min(most, len(places)))))
 
 
+def _swapped(word: str, choices: Mapping[str, str], rng: random.Random) -> str:
+    """Some of the letters that have choices, up to half of the word, each as one of them."""
+    places = [i for i, letter in enumerate(word) if letter in choices]
+    letters = list(word)
+    for place in _some(places, rng, max(1, len(word) // 2)) if places else []:
+        letters[place] = rng.choice(choices[letters[place]])
+    return "".join(letters)
+
+
 @dataclass(frozen=True)
 class Invisible(WordFamily):
     name = "invisible"
@@ -146,16 +155,13 @@ class Homoglyph(WordFamily):
     max_growth = 1.0
 
     def rewrite(self, word: str, rng: random.Random) -> str:
-        places = [i for i, letter in enumerate(word) if letter in _ALIKE]
-        letters = list(word)
-        for place in _some(places, rng, max(1, len(word) // 2)) if places else []:
-            letters[place] = rng.choice(_ALIKE[letters[place]])
-        return "".join(letters)
+        return _swapped(word, _ALIKE, rng)
 
 
 _LEET = {
     "a": "4@", "b": "8", "e": "3€", "g": "9", "i": "1!|", "l": "1|", "o": "0", "s": "5$", "t": "7+", "z": "2",
 }  # fmt: skip
+_LEET |= {letter.upper(): signs for letter, signs in _LEET.items()}
 
 
 @dataclass(frozen=True)
@@ -166,11 +172,7 @@ class Leet(WordFamily):
     max_growth = 1.0
 
     def rewrite(self, word: str, rng: random.Random) -> str:
-        places = [i for i, letter in enumerate(word) if letter.lower() in _LEET]
-        letters = list(word)
-        for place in _some(places, rng, max(1, len(word) // 2)) if places else []:
-            letters[place] = rng.choice(_LEET[letters[place].lower()])
-        return "".join(letters)
+        return _swapped(word, _LEET, rng)
 
 
 @dataclass(frozen=True)
