@@ -211,6 +211,8 @@ def known_at(
     base = None if refit else saved(store, as_of, policies, fusion)
     if base is not None:
         news = read_hours(store, LABELS, base.as_of, end)
+        if news.width:
+            news = news.filter(pl.col("received_at") <= as_of)
         if news.height <= GROWTH * base.size():
             return base.update(news, as_of, weights), base
     hours = landed_hours(store, LABELS)
