@@ -171,6 +171,7 @@ def candidate_model(
         heads=settings.encoder_heads,
         max_tokens=settings.max_tokens,
         epochs=settings.train_epochs,
+        examples=settings.train_examples,
         seed=settings.train_seed,
         seconds=float(settings.training_timeout_s),
         memory_mb=settings.training_memory_mb,

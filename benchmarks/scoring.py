@@ -91,7 +91,8 @@ def trained(periods: list[streams.Period], folder: Path, encoder: str | None = N
         "features_version": FEATURES_VERSION, "fpr_budget": FPR,
         "layers": default["encoder_layers"], "width": default["encoder_width"],
         "heads": default["encoder_heads"], "max_tokens": default["max_tokens"],
-        "epochs": default["train_epochs"], "seed": SEED, "encoder": encoder,
+        "epochs": default["train_epochs"], "examples": default["train_examples"], "seed": SEED,
+        "encoder": encoder,
     }  # fmt: skip
     return train(TrainingSpec.from_dict(plain | changes))
 

@@ -156,7 +156,7 @@ def detector(known: list[Period], seed: int, encoder: str | None, folder: Path) 
         features_version=FEATURES_VERSION, fpr_budget=FPR, encoder=encoder, seed=seed,
         layers=fields["encoder_layers"].default, width=fields["encoder_width"].default,
         heads=fields["encoder_heads"].default, max_tokens=fields["max_tokens"].default,
-        epochs=fields["train_epochs"].default,
+        epochs=fields["train_epochs"].default, examples=fields["train_examples"].default,
     )  # fmt: skip
     return Detector.load(train(spec))
 

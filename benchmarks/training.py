@@ -174,7 +174,7 @@ def plan(home: Path, out: Path) -> Any:
         fpr_budget=settings.fpr_budget, label_error=settings.label_error, miss_costs=settings.miss_costs,
         encoder=settings.encoder, layers=settings.encoder_layers, width=settings.encoder_width,
         heads=settings.encoder_heads, max_tokens=settings.max_tokens, epochs=settings.train_epochs,
-        seed=settings.train_seed,
+        examples=settings.train_examples, seed=settings.train_seed,
     )  # fmt: skip
 
 

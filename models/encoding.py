@@ -32,6 +32,9 @@ from models.train import Progress, TrainingSpec
 PATIENCE = 1
 """So many epochs without a better one end the rehearsal."""
 
+MOST_EPOCHS = 12
+"""A small training set is gone through no more often than that, unless the spec says so."""
+
 HEARTBEAT_SECONDS = 10.0
 """How often a long epoch tells how far it is."""
 
@@ -53,6 +56,13 @@ def schedule(parts: Split, epochs: int) -> tuple[list[Rows], list[Rows]]:
     refresh = max(1, epochs // 2)
     newest_twice = np.concatenate([parts.older, parts.newest, parts.newest])
     return [parts.older] * max(1, epochs - refresh), [newest_twice] * refresh
+
+
+def epochs_of(spec: TrainingSpec, messages: int) -> int:
+    """As many as the spec says, and more where a compact encoder would see too little of a small set."""
+    if spec.encoder is not None:
+        return spec.epochs
+    return max(spec.epochs, min(MOST_EPOCHS, -(-spec.examples // max(messages, 1))))
 
 
 def config_of(spec: TrainingSpec) -> EncoderConfig:
@@ -144,7 +154,7 @@ class Encoding:
         clock: Clock | None = None,
         inherited: dict[str, Tensor] | None = None,
     ) -> None:
-        config, epochs = config_of(spec), spec.epochs
+        config, epochs = config_of(spec), epochs_of(spec, len(parts.everything))
         if inherited:
             epochs = max(2, round(epochs * WARM_SHARE))
         self.config, self.progress, self.place = config, progress, Place()

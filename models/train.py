@@ -51,6 +51,7 @@ class TrainingSpec:
         encoder: a Hugging Face encoder by name or path; None trains the compact one from scratch, "none" does
             without.
         epochs: passes over the messages at most, the last of which is the refresh (see `models.training`).
+        examples: examples that a compact encoder sees at least, all passes together.
         seconds: time that the training may take; it stops at its best epoch then. None is no limit.
         memory_mb: memory that its process may hold, in MiB; beyond it the process ends. None is no limit.
         checkpoint_seconds: so often it writes down where it is, besides at the end of each epoch.
@@ -75,6 +76,7 @@ class TrainingSpec:
     heads: int = 4
     max_tokens: int = 48
     epochs: int = 3
+    examples: int = 0
     seed: int = 7
     seconds: float | None = None
     memory_mb: int | None = None

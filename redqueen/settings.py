@@ -113,6 +113,12 @@ class Settings(BaseSettings):
     train_epochs: int = Field(
         3, ge=1, description="Passes over the training set at most; the later ones with the newest messages."
     )
+    train_examples: int = Field(
+        45_000,
+        ge=0,
+        description="Examples that the compact encoder sees at least, all passes together: a small training "
+        "set is gone through more often, up to twelve times.",
+    )
     train_seed: int = Field(7, ge=0, description="The same snapshot and seed give the same model.")
     train_max_rows: int = Field(
         24_000,

@@ -34,6 +34,7 @@ SMALL = {
     "RQ_SERVING_REFRESH_SECONDS": "0.5",
     "RQ_ENCODER_LAYERS": "1",
     "RQ_ENCODER_WIDTH": "64",
+    "RQ_TRAIN_EXAMPLES": "0",
     # A threshold out in the tail of so little traffic would be luck, and so would be the gate's verdict.
     "RQ_FPR_BUDGET": "0.03",
     "RQ_ATTACK_MESSAGES": "60",

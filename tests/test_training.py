@@ -63,7 +63,13 @@ def test_limits_and_places_do_not_decide_what_is_learnt(tmp_path: Path) -> None:
     plan = spec(tmp_path)
     same: dict[str, Any] = {"out": "/elsewhere", "seconds": 9.0, "memory_mb": 900, "checkpoint_seconds": 1.0}
     assert digest(replace(plan, **same)) == digest(plan)
-    others: list[dict[str, Any]] = [{"seed": 8}, {"parent": "m-1"}, {"warm_start": True}, {"epochs": 4}]
+    others: list[dict[str, Any]] = [
+        {"seed": 8},
+        {"parent": "m-1"},
+        {"warm_start": True},
+        {"epochs": 4},
+        {"examples": 9},
+    ]
     for other in others:
         assert digest(replace(plan, **other)) != digest(plan)
 
@@ -109,6 +115,15 @@ def test_it_stops_early_where_there_is_nothing_to_learn_and_keeps_the_best_epoch
     kept = Encoding(replace(plan, epochs=18), data, split(data, plan.seed), lambda event: None)
     np.testing.assert_array_equal(kept.rehearse([]), rehearsed)
     np.testing.assert_array_equal(logits(kept.trainer.model, kept.reader, data.views[:9]), rehearsed)
+
+
+def test_a_small_set_is_gone_through_more_often(tmp_path: Path) -> None:
+    from models.encoding import epochs_of
+
+    plan = spec(tmp_path, epochs=3, examples=45_000)
+    assert [epochs_of(plan, n) for n in (0, 100, 9_000, 15_000, 20_000)] == [12, 12, 5, 3, 3]
+    assert epochs_of(replace(plan, epochs=20), 100) == 20
+    assert epochs_of(replace(plan, encoder="some/pretrained"), 100) == 3
 
 
 def test_at_its_limit_of_time_it_stops_with_a_whole_model_and_says_so(tmp_path: Path) -> None:
