@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         3, ge=1, description="Passes over the training set at most; the later ones with the newest messages."
     )
     train_examples: int = Field(
-        45_000,
+        40_000,
         ge=0,
         description="Examples that the compact encoder sees at least, all passes together: a small training "
         "set is gone through more often, up to twelve times.",
