@@ -112,6 +112,10 @@ class _Tee:
         self._handler.report_pipes_framework_exception(origin, exc_info)
 
 
+SHOWN_ELSEWHERE = ("training", "miss_costs", "fpr_budget")
+"""Metrics that are told in words or in a table; a plot of a setting tells nothing."""
+
+
 def metadata_of(result: Mapping[str, Any]) -> dict[str, Any]:
     """What the materialization shows: verdict and figures first, then the time it took and the curves."""
     seconds = [TableRecord({"part": k, "seconds": round(float(v), 2)}) for k, v in result["seconds"].items()]
@@ -123,7 +127,7 @@ def metadata_of(result: Mapping[str, Any]) -> dict[str, Any]:
         "started": training["start"],
         "training_seconds": float(result["total_seconds"]),
         "peak_memory_mb": float(result["peak_memory_mb"]),
-        **judging.headline({k: v for k, v in result["metrics"].items() if k != "training"}),
+        **judging.headline({k: v for k, v in result["metrics"].items() if k not in SHOWN_ELSEWHERE}),
         "seconds_by_part": MetadataValue.table(seconds),
         "at_thresholds": MetadataValue.table(
             [TableRecord(row) for row in judging.at_thresholds(result["metrics"])]

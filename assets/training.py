@@ -340,11 +340,11 @@ def _evaluation_metadata(
             {
                 "slice": name,
                 "abusive": s.n_abuse,
-                "recall": round(s.recall, 3),
-                "recall 95%": _interval(s.recall_low, s.recall_high, 3),
+                "recall": f"{s.recall:.3f}" if s.n_abuse else "",
+                "recall 95%": _interval(s.recall_low, s.recall_high, 3) if s.n_abuse else "",
                 "benign": s.n_benign,
-                "fpr": round(s.fpr, 4),
-                "fpr 95%": _interval(s.fpr_low, s.fpr_high, 4),
+                "fpr": f"{s.fpr:.4f}" if s.n_benign else "",
+                "fpr 95%": _interval(s.fpr_low, s.fpr_high, 4) if s.n_benign else "",
                 **_against(name, compared),
             }
         )

@@ -346,6 +346,7 @@ def at_thresholds(metrics: Mapping[str, Any]) -> list[dict[str, str | int]]:
             "recall": _bracketed(held[policy]["recall"], held[policy]["recall_interval"]),
             "false positives": _bracketed(held[policy]["fpr"], held[policy]["fpr_interval"]),
             "abusive": int(held[policy]["n"]),
+            "cost of a miss": f"{metrics['miss_costs'][policy]:g} false actions",
         }
         for policy, threshold in metrics["thresholds"].items()
     ]
