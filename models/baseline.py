@@ -211,6 +211,7 @@ def fit(
     targets: Floats,
     weight: Floats,
     *,
+    counted: int | None = None,
     start: Linear | None = None,
     strength: float = 20.0,
     iterations: int = 40,
@@ -222,6 +223,8 @@ def fit(
         rows: the rows of `design` to fit on.
         targets: probabilities [len(rows), policies].
         weight: [len(rows)].
+        counted: so many of the first `rows` make the document frequencies; None is all of them. Copies and
+            parts of texts say nothing of how many texts contain a thing.
         start: where to begin; a second fit on more rows then takes a few steps.
         strength: inverse of the L2 penalty, as scikit-learn's `C`.
     """
@@ -229,10 +232,10 @@ def fit(
     from scipy.sparse import diags_array
 
     counts = design.counts[rows]
-    # Parts of a text say nothing of how many texts contain a thing.
-    document = np.bincount(counts.indices, minlength=2**BITS)
+    documents = len(rows) if counted is None else counted
+    document = np.bincount(counts[:documents].indices, minlength=2**BITS)
     # What one message alone contains says nothing of the next, and would take most of the norm.
-    idf = np.where(document >= LEAST_MESSAGES, np.log((1 + len(rows)) / (1 + document)) + 1, 0.0)
+    idf = np.where(document >= LEAST_MESSAGES, np.log((1 + documents) / (1 + document)) + 1, 0.0)
     idf = idf.astype(np.float32)
     counts, of = _with_stretches(design, rows, counts)
     # The stretches of a text say much the same: together they weigh the root of their number.

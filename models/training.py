@@ -210,7 +210,15 @@ class Material:
         copies = np.flatnonzero(np.isin(self.of, rows))
         every = np.concatenate([rows, len(self.data.views) + copies])
         targets, weight = self._told(rows, copies)
-        return baseline.fit(self.design, every, targets, weight, start=start, iterations=20 if start else 40)
+        return baseline.fit(
+            self.design,
+            every,
+            targets,
+            weight,
+            counted=len(rows),
+            start=start,
+            iterations=20 if start else 40,
+        )
 
     def trees(self, rows: Rows, seed: int) -> Trees | None:
         """The same; None without behaviour."""
