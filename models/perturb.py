@@ -124,6 +124,15 @@ def padded(text: str, benign: str, most: int, pick: random.Random) -> str:
     return pick.choice(("\n", " ")).join(part for part in parts if part)
 
 
+OTHERS = 3
+"""Benign messages whose words `among` takes: one may be shorter than the message that it is put around."""
+
+
+def among(benign: Sequence[str], text: str, pick: random.Random) -> str:
+    """The text with as many benign words as it has itself before it, after it, or on both sides."""
+    return padded(text, " ".join(benign), max(3, len(text.split())), pick)
+
+
 def _slips(text: str, pick: random.Random) -> str:
     return misspelt(text, pick, pick.uniform(0.03, 0.15))
 
