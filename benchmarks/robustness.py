@@ -295,13 +295,16 @@ def detector(name: str, number: int, held: str | None) -> dict[str, Any]:
 
 def leave_out(kind: str) -> None:
     """Training without this kind of disturbance, for the rest of this process."""
-    from models import perturb, training
+    from models import perturb, shallow
 
-    if kind != "padding":
-        perturb.KINDS.pop(kind)
+    if kind == "padding":
+        perturb.padded = lambda text, benign, most, pick: text
+        shallow.PADDED = 0.0
         return
-    perturb.padded = lambda text, benign, most, pick: text
-    training.PADDED = 0.0
+    perturb.KINDS.pop(kind)
+    if kind == "typo":
+        # The copies that weigh the parts are misspelt too.
+        perturb.misspelt = lambda words, pick, share: words
 
 
 def n_grams(name: str) -> list[dict[str, Any]]:
