@@ -129,7 +129,7 @@ OTHERS = 3
 
 
 def among(benign: Sequence[str], text: str, pick: random.Random) -> str:
-    """The text with as many benign words as it has itself before it, after it, or on both sides."""
+    """The text with about as many benign words as it has itself before it, after it, or on both sides."""
     return padded(text, " ".join(benign), max(3, len(text.split())), pick)
 
 

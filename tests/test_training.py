@@ -126,6 +126,29 @@ def test_a_small_set_is_gone_through_more_often(tmp_path: Path) -> None:
     assert epochs_of(replace(plan, encoder="some/pretrained"), 100) == 3
 
 
+def test_padding_comes_from_benign_messages_that_were_there_before(tmp_path: Path) -> None:
+    from models.dataset import load
+    from models.shallow import _padded
+
+    plan = spec(tmp_path, feature_names=())
+    table = pl.read_parquet(plan.dataset).sort("ts")
+    # Every word says which message it is of; each tenth message has none.
+    numbered = [" ".join([f"w{i}x"] * 4) if i % 10 else "" for i in range(table.height)]
+    table.with_columns(text=pl.Series(numbered)).write_parquet(plan.dataset)
+    data = load(plan)
+    rows = np.arange(0, len(data.texts), 2)
+    chosen, texts = _padded(data, rows, seed=1)
+    assert len(chosen) > 0.2 * len(rows)
+    assert (np.diff(chosen) > 0).all()
+    assert not data.wordless[chosen].any()
+    for row, text in zip(chosen.tolist(), texts, strict=True):
+        words = text.split()
+        others = {int(word[1:-1]) for word in words} - {row}
+        assert words.count(f"w{row}x") == 4
+        assert 4 < len(words) <= 8
+        assert all(other < row and other in rows and not data.abusive[other] for other in others)
+
+
 def test_at_its_limit_of_time_it_stops_with_a_whole_model_and_says_so(tmp_path: Path) -> None:
     folder = train(spec(tmp_path, seconds=0.01))
     result = result_of(folder)
