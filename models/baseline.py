@@ -29,11 +29,11 @@ GRAMS = (2, 3, 4, 5)
 LEAST_MESSAGES = 2
 PIECE = 64
 """Characters of a piece, about a dozen words: a short lure and little else."""
-STRETCH = 6
-"""Pieces of a stretch, a few sentences. A text of more pieces is long."""
-STRETCH_SHARE = 0.6
-"""How much the loudest stretch of a long text counts; the rest is the whole's. With more, one odd line makes
-a benign text abuse."""
+STRETCHES = ((4, 3.0), (10, 1.0))
+"""Pieces of a stretch, and by how much its log odds must exceed those of the whole to be listened to: a long
+text has many stretches, and the shorter they are, the odder is the oddest of a benign one."""
+LEARNT_STRETCH = 6
+"""Pieces of the stretches that are learnt from, a few sentences. A text of more pieces is long."""
 _PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
@@ -123,25 +123,47 @@ class Linear:
         pieces, first, last = _cut(canonical)
         # An older bundle may hash into fewer buckets: its own size says how many.
         row, bucket = buckets(pieces, len(self.weights).bit_length() - 1)
-        columns = (self.scale[bucket], *self.weights[bucket].T)
-        sums = np.stack([np.bincount(row, column, len(pieces)) for column in columns], axis=1)
-        before = np.concatenate([np.zeros((1, sums.shape[1])), np.cumsum(sums, axis=0)])
-
-        def odds(begin: Places, end: Places) -> Floats:
-            part = before[end] - before[begin]
-            return np.asarray(part[:, 1:] / np.sqrt(part[:, :1] + 1e-6) + self.bias)
-
         size = last - first
         begin, end = np.repeat(first, size), np.repeat(last, size)
+        before = np.concatenate(
+            [np.zeros((1, 1 + len(self.bias))), np.cumsum(self._sums(row, bucket, len(pieces)), 0)]
+        )
 
         def loudest(width: int) -> Floats:
+            """Of the stretches of so many pieces, or of the whole where it has no more."""
             at = np.maximum(begin, np.minimum(np.arange(len(pieces)), end - width))
-            return np.asarray(np.maximum.reduceat(odds(at, np.minimum(at + width, end)), first))
+            found = self._odds(before[np.minimum(at + width, end)] - before[at])
+            return np.asarray(np.maximum.reduceat(found, first))
 
-        whole = odds(first, last)
-        long = (size > STRETCH)[:, None]
-        logits = np.where(long, STRETCH_SHARE * loudest(STRETCH) + (1 - STRETCH_SHARE) * whole, whole)
+        whole = self._whole(np.repeat(np.arange(len(canonical)), size)[row], bucket, len(canonical))
+        logits = whole
+        for width, lead in STRETCHES:
+            long = (size > width)[:, None]
+            if long.any():
+                logits = np.where(long, np.maximum(logits, loudest(width) - lead), logits)
         return Heard(logits, np.maximum(np.maximum(loudest(1), loudest(2)), whole))
+
+    def _whole(self, text: Places, bucket: Places, number: int) -> Floats:
+        """Log odds of whole texts, in which the second occurrence of an n-gram counts less than the first."""
+        bits = len(self.weights).bit_length() - 1
+        # Half as wide a key is sorted twice as fast.
+        keys = np.sort(((text << bits) | bucket).astype(np.uint32 if number << bits < 2**32 else np.uint64))
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        damped = 1 + np.log(np.diff(starts, append=len(keys)))
+        distinct = keys[starts].astype(np.int64)
+        text, bucket = distinct >> bits, distinct & (len(self.weights) - 1)
+        return self._odds(self._sums(text, bucket, number, damped))
+
+    def _sums(self, row: Places, bucket: Places, number: int, times: Floats | None = None) -> Floats:
+        """What norm and log odds are made of [number, 1 + policies]."""
+        if times is None:
+            columns = [self.scale[bucket], *self.weights[bucket].T]
+        else:
+            columns = [self.scale[bucket] * times**2, *(self.weights[bucket].T * times)]
+        return np.stack([np.bincount(row, column, number) for column in columns], axis=1)
+
+    def _odds(self, sums: Floats) -> Floats:
+        return np.asarray(sums[:, 1:] / np.sqrt(sums[:, :1] + 1e-6) + self.bias)
 
     def to_bytes(self) -> bytes:
         """Safetensors."""
@@ -197,12 +219,13 @@ class Design:
             ones = np.ones(len(places), np.float32)
             return csr_matrix((ones, places, ends), shape=(len(begin), len(pieces))) @ by_piece
 
-        long = np.flatnonzero(last - first > STRETCH)
-        number = -(-(last - first)[long] // STRETCH)
+        # As many as fit, the last to the very end: a short rest of a text would be learnt as if it were one.
+        long = np.flatnonzero(last - first > LEARNT_STRETCH)
+        number = -(-(last - first)[long] // LEARNT_STRETCH)
         owner = np.repeat(long, number)
         nth = np.arange(len(owner)) - np.repeat(np.cumsum(number) - number, number)
-        begin = first[owner] + nth * STRETCH
-        return Design(joined(first, last), joined(begin, np.minimum(begin + STRETCH, last[owner])), owner)
+        begin = first[owner] + nth * ((last - first)[owner] - LEARNT_STRETCH) // np.repeat(number - 1, number)
+        return Design(joined(first, last), joined(begin, begin + LEARNT_STRETCH), owner)
 
 
 def fit(
@@ -213,7 +236,7 @@ def fit(
     *,
     counted: int | None = None,
     start: Linear | None = None,
-    strength: float = 20.0,
+    strength: float = 60.0,
     iterations: int = 40,
 ) -> Linear:
     """Weighted logistic regression on soft targets, all policies at once, by L-BFGS.
@@ -229,7 +252,7 @@ def fit(
         strength: inverse of the L2 penalty, as scikit-learn's `C`.
     """
     from scipy.optimize import minimize
-    from scipy.sparse import diags_array
+    from scipy.sparse import diags_array, vstack
 
     counts = design.counts[rows]
     documents = len(rows) if counted is None else counted
@@ -237,13 +260,16 @@ def fit(
     # What one message alone contains says nothing of the next, and would take most of the norm.
     idf = np.where(document >= LEAST_MESSAGES, np.log((1 + documents) / (1 + document)) + 1, 0.0)
     idf = idf.astype(np.float32)
-    counts, of = _with_stretches(design, rows, counts)
+    stretches, of = _stretches(design, rows)
     # The stretches of a text say much the same: together they weigh the root of their number.
     weight = np.concatenate([weight, weight[of] / np.sqrt(np.bincount(of)[of])])
     targets = np.concatenate([targets, targets[of]])
-    norm = np.sqrt(counts @ (idf**2) + 1e-6)
+    # A whole text repeats itself: the second occurrence counts less than the first (sublinear tf).
+    counts.data = 1 + np.log(counts.data)
+    square = np.concatenate([counts.power(2) @ idf**2, stretches @ idf**2])
     seen = np.flatnonzero(idf)
-    x = (diags_array(1 / norm) @ counts @ diags_array(idf)).tocsc()[:, seen].tocsr().astype(np.float32)
+    x = diags_array(1 / np.sqrt(square + 1e-6)) @ vstack([counts, stretches], format="csr") @ diags_array(idf)
+    x = x.tocsc()[:, seen].tocsr().astype(np.float32)
     x_t = x.T.tocsr()
     n_policies = targets.shape[1]
     w = (weight * strength)[:, None].astype(np.float32)
@@ -272,11 +298,9 @@ def fit(
     return Linear(weights, idf**2, theta[-1].astype(np.float32))
 
 
-def _with_stretches(design: Design, rows: Rows, counts: Any) -> tuple[Any, Places]:
-    """The counts of some rows and of all their stretches; whose stretch each is, as a place in `rows`."""
-    from scipy.sparse import vstack
-
+def _stretches(design: Design, rows: Rows) -> tuple[Any, Places]:
+    """The stretches of some rows, and whose each is, as a place in `rows`."""
     place = np.full(design.counts.shape[0], -1)
     place[rows] = np.arange(len(rows))
     theirs = np.flatnonzero(place[design.owner] >= 0)
-    return vstack([counts, design.stretches[theirs]], format="csr"), place[design.owner[theirs]]
+    return design.stretches[theirs], place[design.owner[theirs]]

@@ -34,6 +34,10 @@ MOST_HELD_BENIGN, MOST_HELD_ABUSE = 4_000, 500
 """About so many messages at most: they tell recall to two points and a false-positive share of 1% to a third
 of it, and what is held beyond that is missed in learning (a point of recall on campaigns that are new)."""
 
+FAMILIES_VOUCHING, MOST_VOUCHING = 340, 0.2
+"""So many groups of abuse must be held for a first stage to be vouched for (299, `models.cascade`, and a few
+that the whole model misses): a larger share of a small set is held for that, but never more than this one."""
+
 LARGEST_HELD = 40
 """Messages of the largest group that may be held. A campaign that floods the platform must be learnt from,
 whatever the draw says, and a hundred copies held are one message to calibrate on."""
@@ -151,9 +155,11 @@ def split(data: Dataset, seed: int) -> Split:
     has_abuse = np.bincount(inverse, data.abusive, len(groups))[inverse] > 0
     n_abuse = max(1, int(has_abuse.sum()))
     n_benign = max(1, len(has_abuse) - n_abuse)
+    families = max(1, len(np.unique(data.group[has_abuse & (size[inverse] <= LARGEST_HELD)])))
+    vouching = FAMILIES_VOUCHING / families
     rate = np.where(
         has_abuse,
-        min(HELD_ABUSE, MOST_HELD_ABUSE / n_abuse),
+        max(min(HELD_ABUSE, MOST_HELD_ABUSE / n_abuse), vouching if vouching <= MOST_VOUCHING else 0.0),
         min(HELD_BENIGN, MOST_HELD_BENIGN / n_benign),
     )
     held_group = (draw < rate) & (size[inverse] <= LARGEST_HELD)

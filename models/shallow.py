@@ -25,6 +25,10 @@ PADDED, PADDED_WEIGHT = 0.4, 0.5
 """Share of messages that linear model and trees also see padded with benign ones, and what such a copy
 weighs. Without them a long message looks benign by its length alone, and three kind words before a lure hide
 it."""
+LEAST_WORDS = 3
+"""What has fewer words is a name or an address: to be spelt otherwise, not to be talked around."""
+SHORT = baseline.PIECE * baseline.STRETCHES[0][0]
+"""Characters of a message that is heard as a whole."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,15 @@ class Material:
     Attributes:
         design: hashed texts, those of the messages [n] and then those of the copies [m].
         of: int64 [m], whose copy each is.
+        short: bool [m], whether its message is. The linear model hears a long one stretch by stretch, and
+            what stands around it in a copy would only teach it that benign words are none.
         features: of the copies, float32 [m, F]; None without behaviour.
     """
 
     data: Dataset
     design: baseline.Design
     of: Rows
+    short: npt.NDArray[np.bool_]
     features: npt.NDArray[np.float32] | None
 
     @staticmethod
@@ -77,11 +84,12 @@ class Material:
         features = None
         if data.features is not None:
             features = with_text(data.features[of], texts, spec.feature_names)
-        return Material(data, baseline.Design.of([*data.canonical, *canonical]), of, features)
+        short = np.array([len(data.views[i].canonical) <= SHORT for i in of], bool)
+        return Material(data, baseline.Design.of([*data.canonical, *canonical]), of, short, features)
 
     def linear(self, rows: Rows, start: Linear | None = None) -> Linear:
         """Fitted on some messages and their copies; in fewer steps where it starts from an older fit."""
-        copies = np.flatnonzero(np.isin(self.of, rows))
+        copies = np.flatnonzero(np.isin(self.of, rows) & self.short)
         every = np.concatenate([rows, len(self.data.views) + copies])
         targets, weight = self._told(rows, copies)
         return baseline.fit(
@@ -113,10 +121,10 @@ class Material:
 
 def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
     """Some of `rows`, ascending, and their texts padded with benign ones that were sent before them: nothing
-    is learnt that was not known by then. What has no words would have no others than benign ones.
+    is learnt that was not known by then.
     """
     rng, pick = np.random.default_rng(seed), random.Random(seed)
-    worded = rows[~data.wordless[rows]]
+    worded = rows[[len(data.views[i].canonical.split()) >= LEAST_WORDS for i in rows]]
     benign = worded[~data.abusive[worded]]
     chosen = worded[rng.random(len(worded)) < PADDED]
     before = np.searchsorted(benign, chosen)

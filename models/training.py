@@ -54,6 +54,10 @@ from redqueen.features import with_text
 LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on messages as they are, misspelt and padded alike."""
 
+AROUND_BUDGET = (0.5, 0.75, 1.0, 1.5, 2.0)
+"""Multiples of the false-positive budget at which recall says whether trees are worth listening to: at the
+budget alone a handful of benign messages would decide."""
+
 BENIGN_PADDED = 1_000
 """So many benign messages are also judged between the words of others."""
 
@@ -174,10 +178,10 @@ def _rehearse(
     early = _halves(judged)[0]
     known = copies.of < len(early)
     measured = _voices(
-        _some(clean, early), data, judged[early], copies.only(known), _some(rough, known), earlier
+        spec, _some(clean, early), data, judged[early], copies.only(known), _some(rough, known), earlier
     )
     metrics = _rehearsal_metrics(spec, data, judged, measured, clean, copies, rough)
-    voices = _voices(clean, data, judged, copies, rough, earlier)
+    voices = _voices(spec, clean, data, judged, copies, rough, earlier)
     return Rehearsal(
         voices["fusion"],
         voices["text_only"],
@@ -246,6 +250,7 @@ def _some(
 
 
 def _voices(
+    spec: TrainingSpec,
     logits: dict[str, npt.NDArray[np.float32]],
     data: Dataset,
     rows: Rows,
@@ -257,6 +262,9 @@ def _voices(
 
     The encoder has said nothing earlier, so a combination with it is weighed on `rows` and their copies
     alone, drawn to what the others are worth without it. Calibration is for messages as they are.
+
+    A likelihood is won among messages that nobody would act on, so trees that know nothing but the text can
+    gain there and lose where the threshold lies. The fusion listens to trees only if it catches more by them.
     """
     combinations = {
         "fusion": tuple(logits),
@@ -284,7 +292,31 @@ def _voices(
             ordered = ("encoder", *cheap)
             voice = fusion.fit_voice(ordered, attacked, attacked_targets, attacked_weight, prior)
         voices[name] = fusion.calibrate(voice, logits, targets, weight)
+    caught = {
+        name: _caught(voices[name], spec.fpr_budget, logits, Slice(targets, weight), rough, copies)
+        for name in ("fusion", "text_only")
+    }
+    if caught["fusion"] <= caught["text_only"]:
+        voices["fusion"] = voices["text_only"]
     return voices
+
+
+def _caught(
+    voice: Voice,
+    budget: float,
+    logits: dict[str, npt.NDArray[np.float32]],
+    part: Slice,
+    rough: dict[str, npt.NDArray[np.float32]],
+    copies: Copies,
+) -> float:
+    """Recall on messages as they are and on their copies: the mean of both, over budgets around this one."""
+    z, attacked = voice.logits(logits), voice.logits(rough)
+    cuts = [fusion.cut(z, ~part.abusive, part.weight, budget * times) for times in AROUND_BUDGET]
+    found = []
+    for at, chosen in ((z, part.abusive), (attacked, part.abusive[copies.of])):
+        if chosen.any():
+            found.append(np.mean([(at[chosen] >= cut).any(1).mean() for cut in cuts]))
+    return float(np.mean(found)) if found else 0.0
 
 
 def _halves(rows: Rows) -> tuple[Rows, Rows]:
