@@ -19,6 +19,8 @@ from redqueen.errors import InvalidInput
 
 Rows = npt.NDArray[np.int64]
 
+LEAST_WORDS = 3
+
 NEWEST = 0.2
 """Share of the messages, the newest, that the rehearsal is judged on."""
 
@@ -71,6 +73,13 @@ class Dataset:
     def wordless(self) -> npt.NDArray[np.bool_]:
         """Messages in which there is nothing to read."""
         return np.array([not v.canonical for v in self.views], dtype=bool)
+
+    @property
+    def talked(self) -> npt.NDArray[np.bool_]:
+        """Messages of some words. What has fewer is a name or an address: an attacker spells it otherwise
+        and does not talk around it.
+        """
+        return np.array([len(v.canonical.split()) >= LEAST_WORDS for v in self.views], dtype=bool)
 
     @property
     def abusive(self) -> npt.NDArray[np.bool_]:

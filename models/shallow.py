@@ -25,8 +25,6 @@ PADDED, PADDED_WEIGHT = 0.4, 0.5
 """Share of messages that linear model and trees also see padded with benign ones, and what such a copy
 weighs. Without them a long message looks benign by its length alone, and three kind words before a lure hide
 it."""
-LEAST_WORDS = 3
-"""What has fewer words is a name or an address: to be spelt otherwise, not to be talked around."""
 SHORT = baseline.PIECE * baseline.STRETCHES[0][0]
 """Characters of a message that is heard as a whole."""
 
@@ -124,7 +122,7 @@ def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
     is learnt that was not known by then.
     """
     rng, pick = np.random.default_rng(seed), random.Random(seed)
-    worded = rows[[len(data.views[i].canonical.split()) >= LEAST_WORDS for i in rows]]
+    worded = rows[data.talked[rows]]
     benign = worded[~data.abusive[worded]]
     chosen = worded[rng.random(len(worded)) < PADDED]
     before = np.searchsorted(benign, chosen)

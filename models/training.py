@@ -213,13 +213,13 @@ class Copies:
     @staticmethod
     def of_judged(spec: TrainingSpec, data: Dataset, parts: Split) -> Copies:
         judged, pick = parts.judged, random.Random(spec.seed)
-        abusive = data.abusive[judged]
-        worded = ~data.wordless[judged]
-        bad, good = np.flatnonzero(abusive & worded), np.flatnonzero(~abusive & worded)
+        abusive, talked = data.abusive[judged], data.talked[judged]
+        misspelt = np.flatnonzero(abusive & ~data.wordless[judged])
+        bad, good = np.flatnonzero(abusive & talked), np.flatnonzero(~abusive & talked)
         chosen = good if len(good) <= BENIGN_PADDED else np.sort(pick.sample(good.tolist(), BENIGN_PADDED))
-        benign = parts.older[~data.abusive[parts.older]].tolist()
-        of = np.concatenate([bad, bad, chosen] if benign else [bad]).astype(np.int64)
-        padded = np.arange(len(of)) >= len(bad)
+        benign = parts.older[data.talked[parts.older] & ~data.abusive[parts.older]].tolist()
+        of = np.concatenate([misspelt, bad, chosen] if benign else [misspelt]).astype(np.int64)
+        padded = np.arange(len(of)) >= len(misspelt)
         share = np.where(abusive[of], 0.5, len(good) / max(len(chosen), 1))
         texts = []
         for place, is_padded in zip(judged[of].tolist(), padded.tolist(), strict=True):
@@ -356,8 +356,10 @@ def select(metrics: dict[str, Any]) -> str:
     """
     ours, simple = metrics["fusion"], metrics["linear"]
     figures = [(ours[k], simple[k]) for k in ("recall", "recall_misspelt", "recall_padded")]
-    if any(a is None or b is None for a, b in figures):
+    if figures[0][0] is None or figures[0][1] is None:
         return "fusion"
+    # Messages of a word or two are not padded, and then nothing is known of that.
+    figures = [(a, b) for a, b in figures if a is not None and b is not None]
     return "linear" if all(b >= a - LINEAR_TOLERANCE for a, b in figures) else "fusion"
 
 
