@@ -133,8 +133,7 @@ class Detector:
         Args:
             texts: raw messages, of any length, also empty.
             features: [n, len(feature_names)] in that order, NaN where unknown. None scores by text alone; the
-            same
-                thresholds hold then.
+                same thresholds hold then.
 
         Raises:
             InvalidInput: `features` has another shape than that.

@@ -362,8 +362,7 @@ def to_onnx(model: Encoder, reader: Reader) -> bytes:
     axes |= {name: {0: name} for name in ("short", "long") if name in feeds}
     out = io.BytesIO()
     with warnings.catch_warnings():
-        # The tracing exporter is marked as old; it takes 0.4 s, and the new one wants another package and 10
-        # s.
+        # The tracing exporter is marked as old; it takes 0.4 s, the new one 10 s and another package.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model.eval(),

@@ -28,8 +28,7 @@ LIMIT = 15.0
 
 BUDGET_SHARE = 0.6
 """Share of the false-positive budget that thresholds spend on held-out messages. The rest is for what they
-cannot
-show: the held-out share is itself an estimate (some 15 messages), and live traffic has moved on from it."""
+cannot show: the held-out share is itself an estimate (some 15 messages), and live traffic has moved on."""
 
 MISS_COST = 2.3
 """What a missed abusive message costs in false actions, where nothing else is said. No action where that does

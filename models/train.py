@@ -36,8 +36,7 @@ class TrainingSpec:
 
     Attributes:
         dataset: Parquet with `event_id`, `ts`, `text`, a float column `p_<policy>` per policy, `weight`,
-        `group`
-            (int64, near-duplicates share one) and a float32 column `f_<name>` per feature.
+            `group` (int64, near-duplicates share one) and a float32 column `f_<name>` per feature.
         out: directory for checkpoints, `bundle/` and `result.json`; a killed run resumes from what is there.
         policies: label columns, and the order of scores.
         feature_names: feature columns, and their order; empty trains without behaviour.

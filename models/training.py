@@ -4,13 +4,11 @@ The newest messages are the only honest test of what comes next, and also the on
 do now. Both are had by training twice on one schedule:
 
 1. *Rehearsal.* Everything learns from the older four fifths and is judged on the newest fifth, which comes
-later and
-   shares no near-duplicate with it. That decides how much each part is listened to, and whether the linear
-   baseline is as good.
-2. *Refresh.* The encoder goes on for its last epoch, the newest messages twice in it; trees and baseline are
-fitted
-   again. Calibration and thresholds come from a *held* share of near-duplicate groups that neither pass has
-   seen.
+   later and shares no near-duplicate with it. That decides how much each part is listened to, and whether the
+   linear baseline is as good.
+2. *Refresh.* The encoder goes on for up to half of its epochs, the newest messages twice in each; trees and
+   baseline are fitted again. Calibration and thresholds come from a *held* share of near-duplicate groups
+   that neither pass has seen.
 
 Deterministic for the same dataset, spec and machine, unless it hits its limit of time; resumes where it was
 killed. Only the training process runs this.

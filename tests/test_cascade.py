@@ -54,12 +54,10 @@ def linear() -> baseline.Linear:
 # -- reading in pieces ---------------------------------------------------------------------------------------
 
 
-@given(text=st.text("abcdefgh xyz", max_size=baseline.PIECE))
-def test_a_short_text_is_one_piece_and_read_as_the_baseline_reads_it(
-    linear: baseline.Linear, text: str
-) -> None:
-    text = " ".join(text.split())
-    np.testing.assert_allclose(linear.hear([text]).loudest, linear.logits([text]), rtol=1e-4, atol=1e-4)
+@given(text=st.text("abcdefgh xyz", max_size=4 * baseline.PIECE))
+def test_the_loudest_part_is_no_quieter_than_the_whole(linear: baseline.Linear, text: str) -> None:
+    heard = linear.hear([text])
+    assert (heard.loudest >= heard.logits - 1e-4).all()
 
 
 @given(texts=st.lists(st.text(max_size=300), max_size=5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import bundle, fusion
+from models import bundle, fusion, shallow, training
 from models.dataset import LARGEST_HELD, Dataset, forward, load, split
 from models.detector import Detector
 from models.fusion import Fusion, Limits, Slice, Voice
@@ -157,6 +158,40 @@ def test_a_flood_is_learnt_from_whatever_the_draw_says(tmp_path: Path) -> None:
     data, _ = toy_data(tmp_path, group=flood)
     for seed in range(40):
         assert not (data.group[split(data, seed).held] == 7).any()
+
+
+@pytest.mark.parametrize(("families", "expected"), [(2_000, 340), (1_000, 100), (6_000, 500)])
+def test_as_much_abuse_is_held_as_vouches_for_a_first_stage_where_there_is_that_much(
+    tmp_path: Path, families: int, expected: int
+) -> None:
+    table = pl.DataFrame({"event_id": [f"e{i}" for i in range(2 * families)]}).with_columns(
+        ts=pl.lit(datetime(2026, 1, 1, tzinfo=UTC)),
+        text=pl.lit("hello"), weight=pl.lit(1.0), group=pl.int_range(pl.len(), dtype=pl.Int64),
+        p_scam=(pl.int_range(pl.len()) % 2).cast(pl.Float32),
+    )  # fmt: skip
+    table.write_parquet(tmp_path / "families.parquet")
+    plan = spec(tmp_path, dataset=str(tmp_path / "families.parquet"), policies=("scam",), feature_names=())
+    data = load(plan)
+    held = [int(data.abusive[split(data, seed).held].sum()) for seed in range(12)]
+    assert np.mean(held) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("helpful", [True, False])
+def test_trees_are_heard_only_where_more_is_caught_by_them(tmp_path: Path, helpful: bool) -> None:
+    data, _ = toy_data(tmp_path)
+    rows, rng = np.arange(len(data.views)), np.random.default_rng(5)
+    bad = data.abusive[:, None]
+    linear = np.where(bad, 3.0, -3.0) + rng.normal(0, 1.5, (len(rows), len(POLICIES)))
+    trees = np.where(bad, 1.0, -1.0) + rng.normal(0, 0.5, linear.shape)
+    if not helpful:
+        # Right about most, and wrong about the benign ones that are mistaken for abuse anyway.
+        trees = np.where(~bad & (linear > np.quantile(linear[~bad[:, 0]], 0.95)), 2.0, trees)
+    logits = {"linear": linear.astype(np.float32), "trees": trees.astype(np.float32)}
+    none = {part: z[:0] for part, z in logits.items()}
+    empty = np.array([], np.int64)
+    copies = training.Copies([], None, empty, empty.astype(bool), empty.astype(float))
+    voices = training._voices(spec(tmp_path), logits, data, rows, copies, none, shallow.Forward(empty, none))
+    assert ("trees" in voices["fusion"].parts) == helpful
 
 
 def test_what_was_thinned_counts_in_judging_and_not_in_learning(tmp_path: Path) -> None:
