@@ -198,7 +198,8 @@ def _load_parts(
     manifest: Manifest, files: dict[str, bytes], fusion: Fusion, *, int8: bool = False
 ) -> dict[str, Any]:
     """Only the parts that the voices listen to; the encoder in int8 if that is asked for and there."""
-    wanted = {*fusion.full.parts, *fusion.text_only.parts}
+    voices = (fusion.full, fusion.text_only, fusion.features_only)
+    wanted = {part for voice in voices if voice is not None for part in voice.parts}
     parts: dict[str, Any] = {}
     if "linear" in wanted:
         parts["linear"] = Linear.from_bytes(files[bundle.LINEAR])

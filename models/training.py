@@ -262,7 +262,7 @@ def _voices(
     alone, drawn to what the others are worth without it. Calibration is for messages as they are.
 
     A likelihood is won among messages that nobody would act on, so trees that know nothing but the text can
-    gain there and lose where the threshold lies. The fusion listens to trees only if it catches more by them.
+    gain there and lose where the threshold lies. The fusion does not listen to trees that cost it recall.
     """
     combinations = {
         "fusion": tuple(logits),
@@ -294,7 +294,7 @@ def _voices(
         name: _caught(voices[name], spec.fpr_budget, logits, Slice(targets, weight), rough, copies)
         for name in ("fusion", "text_only")
     }
-    if caught["fusion"] <= caught["text_only"]:
+    if caught["fusion"] < caught["text_only"]:
         voices["fusion"] = voices["text_only"]
     return voices
 

@@ -177,7 +177,7 @@ def test_as_much_abuse_is_held_as_vouches_for_a_first_stage_where_there_is_that_
 
 
 @pytest.mark.parametrize("helpful", [True, False])
-def test_trees_are_heard_only_where_more_is_caught_by_them(tmp_path: Path, helpful: bool) -> None:
+def test_trees_that_cost_recall_are_not_heard(tmp_path: Path, helpful: bool) -> None:
     data, _ = toy_data(tmp_path)
     rows, rng = np.arange(len(data.views)), np.random.default_rng(5)
     bad = data.abusive[:, None]
@@ -244,6 +244,18 @@ def test_an_event_without_words_is_judged_by_how_its_sender_behaves() -> None:
     detector = Detector.load(toy_bundle())
     rows = messages(1200, seed=94)
     recall, fpr = caught(detector, ["\u200b"] * 1200, matrix(rows), 94)
+    assert recall > 0.5
+    assert fpr < 2 * 0.02
+
+
+def test_where_the_fusion_hears_no_trees_an_event_without_words_still_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_caught", lambda voice, *_: float("trees" not in voice.parts))
+    monkeypatch.setattr(training, "select", lambda _: "fusion")
+    detector = Detector.load(train(spec(tmp_path, encoder="none")))
+    rows = messages(1200, seed=95)
+    recall, fpr = caught(detector, ["\u200b"] * 1200, matrix(rows), 95)
     assert recall > 0.5
     assert fpr < 2 * 0.02
 
