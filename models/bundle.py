@@ -27,13 +27,14 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 
 ENCODER, NETWORK, ONNX, READER = "encoder.safetensors", "encoder.json", "encoder.onnx", "reader.json"
-LINEAR, TREES, FUSION = "linear.safetensors", "trees.ubj", "fusion.json"
+LINEAR, MARKOV = "linear.safetensors", "markov.safetensors"
+TREES, FUSION = "trees.ubj", "fusion.json"
 METRICS, CARD = "metrics.json", "model_card.md"
 
 ONNX_INT8, CASCADE = "encoder.int8.onnx", "cascade.json"
 """What serving may use to answer sooner; there only if it passed its gate."""
 
-IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, TREES, FUSION, ONNX_INT8, CASCADE)
+IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, MARKOV, TREES, FUSION, ONNX_INT8, CASCADE)
 """The files that decide what a model answers; `model_id` hashes them, and not metrics, prose or times."""
 
 REQUIRED = (LINEAR, FUSION, METRICS, CARD)

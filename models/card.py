@@ -66,7 +66,12 @@ def _encoder(spec: TrainingSpec) -> str:
 
 
 def _models(newest: dict[str, Any], behaviour: bool) -> list[str]:
-    used = [*(["encoder"] if "encoder" in newest else []), "linear", *(["trees"] if behaviour else [])]
+    used = [
+        *(["encoder"] if "encoder" in newest else []),
+        "linear",
+        "markov",
+        *(["trees"] if behaviour else []),
+    ]
     labels = {
         "fusion": f"fusion ({', '.join(used)})",
         "text_only": "without behaviour",

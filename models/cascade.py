@@ -37,6 +37,7 @@ import numpy.typing as npt
 
 from models.baseline import Linear
 from models.fusion import Floats, Fusion, Logits, Slice, Voice, calibrate, ece, share, sigmoid
+from models.markov import Markov
 from models.tokens import View, views
 from redqueen import attacks
 from redqueen.features import with_text
@@ -158,6 +159,7 @@ class Parts:
     """The parts beside the encoder, and what fuses all of them."""
 
     linear: Linear
+    markov: Markov
     trees: Any | None
     fusion: Fusion
 
@@ -170,12 +172,12 @@ class Parts:
 
 
 def fit(
-    parts: Parts, without_encoder: Voice, held: Held, seed: int, most_missed: float | None = None
+    parts: Parts, first_stage: Voice, held: Held, seed: int, most_missed: float | None = None
 ) -> tuple[Cascade | None, dict[str, Any]]:
     """The first stage, or None where none can be vouched for; and the figures, `why` among them.
 
     Args:
-        without_encoder: how much linear and trees count against each other; weighed on other messages than
+        first_stage: how much linear and trees count against each other; weighed on other messages than
             `held`, so that the bound holds.
         most_missed: default `MOST_MISSED`.
     """
@@ -191,7 +193,7 @@ def fit(
     figures: dict[str, Any] = {"most_missed": bound, "confidence": CONFIDENCE}
     loudest = parts.linear.hear([v.canonical for v in held.views]).loudest
     clean = _heard(loudest, held.logits.get("trees"))
-    for name, voice in _voices(parts, without_encoder):
+    for name, voice in _voices(parts, first_stage):
         seen = {part: clean[part] for part in voice.parts}
         voice = calibrate(voice, seen, held.part.targets, held.part.weight)
         whole = _Whole(parts, name)
@@ -218,13 +220,13 @@ def fit(
     return cascade, _verdict(why, passed=True, **figures)
 
 
-def _voices(parts: Parts, without_encoder: Voice) -> Iterator[tuple[str, Voice]]:
+def _voices(parts: Parts, first_stage: Voice) -> Iterator[tuple[str, Voice]]:
     """The first stage's voices, not yet calibrated: text alone, and with behaviour if that is listened to."""
     n = len(parts.fusion.thresholds)
     ones, zeros = (1.0,) * n, (0.0,) * n
     yield "text_only", Voice(("linear",), ((1.0,),) * n, zeros, ones, zeros)
-    if "trees" in parts.fusion.full.parts and set(without_encoder.parts) == {"linear", "trees"}:
-        yield "full", replace(without_encoder, slope=ones, intercept=zeros)
+    if "trees" in parts.fusion.full.parts and set(first_stage.parts) == {"linear", "trees"}:
+        yield "full", replace(first_stage, slope=ones, intercept=zeros)
 
 
 @dataclass(frozen=True)
@@ -299,7 +301,9 @@ class _Attacked:
             lot = order[start : start + 64]
             seen = [self.views[i] for i in lot.tolist()]
             logits = {part: z[lot] for part, z in self.logits.items()}
-            logits["linear"] = whole.parts.linear.logits([v.canonical for v in seen])
+            canonical = [v.canonical for v in seen]
+            logits["linear"] = whole.parts.linear.logits(canonical)
+            logits["markov"] = whole.parts.markov.logits(canonical)
             logits["encoder"] = self.held.encode(seen)
             for i in lot[whole.acted(seen, logits)]:
                 yield float(ratio[i]), int(self.source[i])

@@ -23,6 +23,7 @@ from models.baseline import Linear
 from models.bundle import Manifest
 from models.cascade import Cascade, Watch
 from models.fusion import Fusion, Logits
+from models.markov import Markov
 from models.signing import Trust, trust_of
 from models.tokens import Feeds, Reader, View, load_reader, log_odds, views
 from models.trees import Trees
@@ -69,7 +70,7 @@ class Detector:
         thresholds: float32 [policies]; a message at or above one of them is acted on.
         feature_names: the columns that `features` must have; empty without behaviour.
         manifest: all else that the bundle says of itself.
-        parts: what gives log odds, by name: encoder, linear, trees; those that are listened to.
+        parts: what gives log odds, by name: encoder, linear, markov, trees; those that are listened to.
         watch: counts what the first stage settles; None where every message is read by all parts.
     """
 
@@ -166,7 +167,9 @@ class Detector:
         logits: Logits,
         wordless: npt.NDArray[np.bool_],
     ) -> Floats:
-        """Every part's opinion, fused; the encoder's is asked for here."""
+        """Every part's opinion, fused; those that the first stage did not ask are asked here."""
+        if "markov" in self.parts:
+            logits = {**logits, "markov": self.parts["markov"].logits([v.canonical for v in views])}
         if "encoder" in self.parts:
             logits = {**logits, "encoder": self.parts["encoder"].logits(views)}
         return self._fusion.probabilities(logits, wordless)
@@ -203,6 +206,8 @@ def _load_parts(
     parts: dict[str, Any] = {}
     if "linear" in wanted:
         parts["linear"] = Linear.from_bytes(files[bundle.LINEAR])
+    if "markov" in wanted:
+        parts["markov"] = Markov.from_bytes(files[bundle.MARKOV])
     if "encoder" in wanted:
         onnx = files[bundle.ONNX_INT8 if int8 and bundle.ONNX_INT8 in files else bundle.ONNX]
         parts["encoder"] = Network(onnx, load_reader(files[bundle.READER]))

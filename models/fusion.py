@@ -1,8 +1,8 @@
 """From the parts' log odds to calibrated probabilities, thresholds and the figures that judge them.
 
-A *voice* weighs the parts (encoder, linear, trees) per policy and calibrates the sum; there is one for
-messages with behaviour features, one for text alone and one for behaviour alone. Everything is a handful of
-floats in `fusion.json`. Plain numpy and scipy: serving uses the same code that training measured.
+A *voice* weighs the parts (encoder, linear, markov, trees) per policy and calibrates the sum; there is one
+for messages with behaviour features, one for text alone and one for behaviour alone. Everything is a handful
+of floats in `fusion.json`. Plain numpy and scipy: serving uses the same code that training measured.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Rows = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 Logits = Mapping[str, Floats]
 """Log odds [n, policies] by part."""
 
-PARTS = ("encoder", "linear", "trees")
-TEXT_PARTS = ("encoder", "linear")
+PARTS = ("encoder", "linear", "markov", "trees")
+TEXT_PARTS = ("encoder", "linear", "markov")
 LIMIT = 15.0
 """No part may shout louder than this: one saturated log odds must not drown the others."""
 

@@ -1,7 +1,9 @@
-"""The parts beside the encoder, linear model and trees: what they learn from, how they are fitted.
+"""The parts beside the encoder (linear model, Markov models, trees): what they learn from, how they are
+fitted.
 
-Both learn from copies of messages padded with benign ones as well. They are cheap enough to be fitted again
-on the past as it was known then; that decides how much each is listened to (`models.training`).
+Linear model and trees learn from copies of messages padded with benign ones as well. All are cheap enough to
+be fitted again on the past as it was known then; that decides how much each is listened to
+(`models.training`).
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models import baseline, perturb, trees
+from models import baseline, markov, perturb, trees
 from models.baseline import Linear
 from models.dataset import Dataset, Rows, Split, forward
+from models.markov import Markov
 from models.tokens import View, views
 from models.train import TrainingSpec
 from models.trees import Trees
@@ -34,6 +37,7 @@ class Shallow:
     """The parts beside the encoder; no trees where there is no behaviour."""
 
     linear: Linear
+    markov: Markov
     trees: Trees | None
 
     def logits(
@@ -51,7 +55,8 @@ class Shallow:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """The same of messages that need not be in the dataset."""
         found = {} if encoded is None else {"encoder": encoded}
-        found["linear"] = self.linear.logits([v.canonical for v in seen])
+        canonical = [v.canonical for v in seen]
+        found["linear"], found["markov"] = self.linear.logits(canonical), self.markov.logits(canonical)
         if self.trees is not None and features is not None:
             found["trees"] = self.trees.logits(features)
         return found
@@ -100,6 +105,11 @@ class Material:
             iterations=20 if start else 40,
         )
 
+    def markov(self, rows: Rows) -> Markov:
+        """The same of the messages alone: what pads an abusive copy is not how abuse is written."""
+        data = self.data
+        return markov.fit([data.views[i].canonical for i in rows], data.targets[rows], data.weight[rows])
+
     def trees(self, rows: Rows, seed: int) -> Trees | None:
         """The same; None without behaviour."""
         if self.data.features is None or self.features is None:
@@ -138,15 +148,15 @@ def fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallo
     """Fitted on the older messages, and on everything but the held ones; what older fits would have said."""
     material = Material.made(spec, data, parts)
     linear = material.linear(parts.older)
-    before = Shallow(linear, material.trees(parts.older, spec.seed))
+    before = Shallow(linear, material.markov(parts.older), material.trees(parts.older, spec.seed))
     linear = material.linear(parts.everything, start=linear)
-    after = Shallow(linear, material.trees(parts.everything, spec.seed))
+    after = Shallow(linear, material.markov(parts.everything), material.trees(parts.everything, spec.seed))
     return before, after, _forward(data, parts, material, spec.seed)
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Log odds of linear model and trees for older messages, each predicted from those before it."""
+    """Log odds of the cheap parts for older messages, each predicted from those before it."""
 
     rows: Rows
     logits: dict[str, npt.NDArray[np.float32]]
@@ -160,7 +170,8 @@ def _forward(data: Dataset, parts: Split, material: Material, seed: int) -> Forw
     rows, found = [parts.older[:0]], []
     for known, later in forward(data, parts.older):
         linear = material.linear(known, start=linear)
-        found.append(Shallow(linear, material.trees(known, seed)).logits(data, later, None))
+        fitted = Shallow(linear, material.markov(known), material.trees(known, seed))
+        found.append(fitted.logits(data, later, None))
         rows.append(later)
     every = {p: np.concatenate([logits[p] for logits in found]) for p in found[0]}
     return Forward(np.concatenate(rows), every)

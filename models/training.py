@@ -104,8 +104,8 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     files = {} if encoding is None else _encoder_files(encoding)
     faster, metrics["shortcuts"] = shortcuts.made(
         files,
-        cascade.Parts(final.shallow.linear, final.shallow.trees, final.fusion),
-        rehearsal.no_encoder,
+        cascade.Parts(final.shallow.linear, final.shallow.markov, final.shallow.trees, final.fusion),
+        rehearsal.first_stage,
         data,
         parts,
         spec.feature_names,
@@ -155,7 +155,7 @@ class Rehearsal:
 
     full: Voice
     text_only: Voice
-    no_encoder: Voice
+    first_stage: Voice
     features_only: Voice | None
     metrics: dict[str, Any]
     selected: str
@@ -183,7 +183,7 @@ def _rehearse(
     return Rehearsal(
         voices["fusion"],
         voices["text_only"],
-        voices["no_encoder"],
+        voices["first_stage"],
         voices.get("trees"),
         metrics,
         select(metrics),
@@ -268,6 +268,7 @@ def _voices(
         "fusion": tuple(logits),
         "text_only": tuple(p for p in logits if p in fusion.TEXT_PARTS),
         "no_encoder": tuple(p for p in logits if p != "encoder"),
+        "first_stage": tuple(p for p in logits if p in ("linear", "trees")),
         "linear": ("linear",),
         **({"encoder": ("encoder",)} if "encoder" in logits else {}),
         **({"trees": ("trees",)} if "trees" in logits else {}),
@@ -457,6 +458,7 @@ def _write(
     contents = {
         **encoder_files,
         bundle.LINEAR: final.shallow.linear.to_bytes(),
+        bundle.MARKOV: final.shallow.markov.to_bytes(),
         bundle.FUSION: _json(final.fusion.to_dict()),
         bundle.METRICS: _json(metrics),
         bundle.CARD: card.text(spec, metrics).encode(),

@@ -174,10 +174,11 @@ def test_without_enough_abuse_the_verdict_says_so(exact: Detector, n_abusive: in
     kept = [m for m in rows if m.policy][:n_abusive] + [m for m in rows if not m.policy][:100]
     seen, known = views([m.text for m in kept]), matrix(kept)
     canonical = [view.canonical for view in seen]
-    parts = cascade.Parts(exact.parts["linear"], exact.parts["trees"], exact._fusion)
+    parts = cascade.Parts(exact.parts["linear"], exact.parts["markov"], exact.parts["trees"], exact._fusion)
     logits = {
         "encoder": exact.parts["encoder"].logits(seen),
         "linear": parts.linear.logits(canonical),
+        "markov": parts.markov.logits(canonical),
         "trees": exact.parts["trees"].logits(known),
     }
     targets = np.array([[float(m.policy == p) for p in POLICIES] for m in kept])

@@ -1,0 +1,78 @@
+"""Markov models of how each side writes: a distribution, the same in any batch, not to be talked down."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import markov
+from models.markov import Markov
+
+ABUSE = ["free gift cards, claim now", "claim your free nitro gift", "free nitro, claim it here"]
+BENIGN = ["see you at the meeting tomorrow", "lunch at the usual place", "the notes of the meeting are here"]
+TEXTS, TARGETS = ABUSE + BENIGN, np.array([[1.0]] * 3 + [[0.0]] * 3)
+
+
+@pytest.fixture(scope="module")
+def model() -> Markov:
+    return markov.fit(TEXTS, TARGETS, np.ones(6))
+
+
+def test_new_words_of_a_side_speak_for_it(model: Markov) -> None:
+    abuse, benign = model.logits(["claim a nitro card", "notes of tomorrow"])[:, 0]
+    assert abuse > 1
+    assert benign < -1
+
+
+def test_what_follows_is_a_distribution(model: Markov) -> None:
+    """All that may follow some characters, seen or not, has a probability of one together."""
+    alphabet = sorted({*"".join(TEXTS), "\x03", "z", "q"})
+    read = markov._Read.of([f"claim{letter}" for letter in alphabet])
+    last = read.first + 1 + len("claim")
+    for side in range(2):
+        p = np.full(len(read.codes), markov.UNSEEN)
+        for (at, others, together), seen, left in zip(read.orders(), model.seen, model.left, strict=True):
+            p[at] = seen[together, side] + left[others, side] * p[at]
+        known = p[last].sum()
+        # The two letters that were never seen stand for all others.
+        assert 0.9 < known < 1.001
+
+
+def test_a_policy_is_told_from_another() -> None:
+    targets = np.array([[1.0, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 1.0]])
+    model = markov.fit(TEXTS, targets, np.ones(6))
+    found = model.logits(["free nitro gift", "the notes of the meeting are here"])
+    assert found[0, 0] > max(0, found[0, 1])
+    assert found[1, 1] > max(0, found[1, 0])
+
+
+def test_a_message_counts_by_its_weight(model: Markov) -> None:
+    twice = markov.fit([*TEXTS, *TEXTS], np.concatenate([TARGETS, TARGETS]), np.full(12, 0.5))
+    np.testing.assert_allclose(twice.logits(TEXTS), model.logits(TEXTS), atol=0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text(max_size=900), min_size=1, max_size=5))
+def test_an_answer_does_not_depend_on_who_shares_the_batch(texts: list[str]) -> None:
+    model = markov.fit(TEXTS, TARGETS, np.ones(6))
+    together = model.logits(texts)
+    assert np.isfinite(together).all()
+    alone = np.concatenate([model.logits([text]) for text in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_kind_words_around_a_long_abusive_text_do_not_hide_it(model: Markov) -> None:
+    abuse, kind = " ".join(ABUSE * 9), " ".join(BENIGN * 7)
+    plain, around = model.logits([abuse, f"{kind} {abuse} {kind}"])[:, 0]
+    whole_of_kind = model.logits([f"{kind} {kind} {kind}"])[0, 0]
+    assert around == pytest.approx(plain - markov.LEAD, rel=0.15)
+    assert whole_of_kind < 0
+
+
+def test_it_survives_being_written_down(model: Markov) -> None:
+    again = Markov.from_bytes(model.to_bytes())
+    np.testing.assert_array_equal(again.logits(TEXTS), model.logits(TEXTS))
+    assert model.logits([]).shape == (0, 1)
+    assert len(model.to_bytes()) < 100_000
