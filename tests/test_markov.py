@@ -22,8 +22,7 @@ def model() -> Markov:
 
 def test_new_words_of_a_side_speak_for_it(model: Markov) -> None:
     abuse, benign = model.logits(["claim a nitro card", "notes of tomorrow"])[:, 0]
-    assert abuse > 1
-    assert benign < -1
+    assert abuse > benign + 1
 
 
 def test_what_follows_is_a_distribution(model: Markov) -> None:
@@ -44,8 +43,8 @@ def test_a_policy_is_told_from_another() -> None:
     targets = np.array([[1.0, 0], [1, 0], [1, 0], [0, 0], [0, 0], [0, 1.0]])
     model = markov.fit(TEXTS, targets, np.ones(6))
     found = model.logits(["free nitro gift", "the notes of the meeting are here"])
-    assert found[0, 0] > max(0, found[0, 1])
-    assert found[1, 1] > max(0, found[1, 0])
+    assert found[0, 0] > found[0, 1]
+    assert found[1, 1] > found[1, 0]
 
 
 def test_a_message_counts_by_its_weight(model: Markov) -> None:
@@ -61,6 +60,25 @@ def test_an_answer_does_not_depend_on_who_shares_the_batch(texts: list[str]) -> 
     assert np.isfinite(together).all()
     alone = np.concatenate([model.logits([text]) for text in texts])
     np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+def test_kind_words_around_a_short_abusive_text_do_not_hide_it(model: Markov) -> None:
+    plain, around = model.logits([ABUSE[0], f"{BENIGN[0]} {ABUSE[0]} {BENIGN[1]}"])[:, 0]
+    length = np.sqrt([len(ABUSE[0]) + 6, len(ABUSE[0]) + len(BENIGN[0]) + len(BENIGN[1]) + 8])
+    assert around * length[1] > 0.8 * plain * length[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.text("free cards", max_size=20), min_size=1, max_size=4))
+def test_the_loudest_passage_is_the_largest_sum_of_neighbours(texts: list[str]) -> None:
+    model = markov.fit(TEXTS, TARGETS, np.ones(6))
+    read = markov._Read.of(texts)
+    ratios = model._ratios(read)[:, 0]
+    for i, found in enumerate(model.logits(texts)[:, 0]):
+        own = ratios[read.first[i] : read.first[i] + read.size[i]]
+        ends = range(len(own) + 1)
+        best = max(own[a:b].sum() for a in ends for b in ends if a < b)
+        assert found == pytest.approx(best / np.sqrt(len(own) + 3), abs=1e-4)
 
 
 def test_kind_words_around_a_long_abusive_text_do_not_hide_it(model: Markov) -> None:
