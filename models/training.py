@@ -53,8 +53,8 @@ LINEAR_TOLERANCE = 0.002
 """The baseline is as good if it is within this recall, on messages as they are, misspelt and padded alike."""
 
 AROUND_BUDGET = (0.5, 0.75, 1.0, 1.5, 2.0)
-"""Multiples of the false-positive budget at which recall says whether trees are worth listening to: at the
-budget alone a handful of benign messages would decide."""
+"""Multiples of the false-positive budget at which recall says who is worth listening to: at the budget alone
+a handful of benign messages would decide."""
 
 BENIGN_PADDED = 1_000
 """So many benign messages are also judged between the words of others."""
@@ -310,12 +310,20 @@ def _caught(
 ) -> float:
     """Recall on messages as they are and on their copies: the mean of both, over budgets around this one."""
     z, attacked = voice.logits(logits), voice.logits(rough)
-    cuts = [fusion.cut(z, ~part.abusive, part.weight, budget * times) for times in AROUND_BUDGET]
-    found = []
-    for at, chosen in ((z, part.abusive), (attacked, part.abusive[copies.of])):
-        if chosen.any():
-            found.append(np.mean([(at[chosen] >= cut).any(1).mean() for cut in cuts]))
-    return float(np.mean(found)) if found else 0.0
+    cuts = _around(z, part, budget)
+    found = [_recall(z[part.abusive], cuts), _recall(attacked[part.abusive[copies.of]], cuts)]
+    known = [recall for recall in found if recall is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _around(z: fusion.Floats, part: Slice, budget: float) -> list[fusion.Floats]:
+    """Cuts that spend `AROUND_BUDGET` of the budget on the benign messages of `z`."""
+    return [fusion.cut(z, ~part.abusive, part.weight, budget * times) for times in AROUND_BUDGET]
+
+
+def _recall(abusive: fusion.Floats, cuts: list[fusion.Floats]) -> float | None:
+    """Mean share of abusive messages acted on at the cuts; None where there are none."""
+    return round(float(np.mean([(abusive >= cut).any(1) for cut in cuts])), 5) if len(abusive) else None
 
 
 def _halves(rows: Rows) -> tuple[Rows, Rows]:
@@ -333,7 +341,9 @@ def _rehearsal_metrics(
     copies: Copies,
     rough: dict[str, npt.NDArray[np.float32]],
 ) -> dict[str, Any]:
-    """Each combination on the later half, acted on where just the budget of its benign messages is spent."""
+    """Each combination on the later half, acted on where just the budget of its benign messages is spent;
+    `around_budget` is recall at more and less than that, by which the baseline is compared.
+    """
     late = _halves(rows)[1]
     part = Slice(data.targets[rows[late]], data.stands_for[rows[late]], data.group[rows[late]])
     of_late = data.abusive[rows[copies.of]] & (copies.of >= len(rows) - len(late))
@@ -346,6 +356,10 @@ def _rehearsal_metrics(
         for figure, chosen in kinds.items():
             caught = np.asarray((voice.logits(_some(rough, chosen)) >= cuts).any(1))
             out[name][figure] = round(float(caught.mean()), 5) if len(caught) else None
+        around = _around(z, part, spec.fpr_budget)
+        out[name]["around_budget"] = {"recall": _recall(z[part.abusive], around)} | {
+            figure: _recall(voice.logits(_some(rough, chosen)), around) for figure, chosen in kinds.items()
+        }
     return out
 
 
@@ -353,12 +367,11 @@ def select(metrics: dict[str, Any]) -> str:
     """`linear` if it is as good as the fusion on the newest messages, as they are, misspelt and padded; else
     `fusion`.
     """
-    ours, simple = metrics["fusion"], metrics["linear"]
-    figures = [(ours[k], simple[k]) for k in ("recall", "recall_misspelt", "recall_padded")]
-    if figures[0][0] is None or figures[0][1] is None:
+    ours, simple = metrics["fusion"]["around_budget"], metrics["linear"]["around_budget"]
+    if ours["recall"] is None or simple["recall"] is None:
         return "fusion"
     # Messages of a word or two are not padded, and then nothing is known of that.
-    figures = [(a, b) for a, b in figures if a is not None and b is not None]
+    figures = [(ours[k], simple[k]) for k in ours if ours[k] is not None and simple[k] is not None]
     return "linear" if all(b >= a - LINEAR_TOLERANCE for a, b in figures) else "fusion"
 
 

@@ -202,8 +202,8 @@ def test_thresholds_never_spend_more_than_their_share(seed: int, n: int, share: 
 
 def figures(
     recall: float | None, misspelt: float | None, padded: float | None = 0.8
-) -> dict[str, float | None]:
-    return {"recall": recall, "recall_misspelt": misspelt, "recall_padded": padded}
+) -> dict[str, dict[str, float | None]]:
+    return {"around_budget": {"recall": recall, "recall_misspelt": misspelt, "recall_padded": padded}}
 
 
 def test_a_simpler_model_that_is_as_good_wins() -> None:
