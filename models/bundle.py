@@ -24,7 +24,7 @@ from redqueen.errors import BundleError, Conflict, NotFound
 from redqueen.store import ObjectStore
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 ENCODER, NETWORK, ONNX, READER = "encoder.safetensors", "encoder.json", "encoder.onnx", "reader.json"
 LINEAR, MARKOV = "linear.safetensors", "markov.safetensors"
@@ -95,7 +95,9 @@ class Manifest:
         if not same:
             raise BundleError(f"{MANIFEST} was changed after it was written: its own digest does not hold")
         if manifest.format != FORMAT:
-            raise BundleError(f"{MANIFEST} has format {manifest.format}; this version reads {FORMAT}")
+            raise BundleError(
+                f"{MANIFEST} has format {manifest.format}; this version reads {FORMAT}: train a new model"
+            )
         return manifest
 
 

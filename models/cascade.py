@@ -1,12 +1,11 @@
-"""The first stage: the linear baseline and the trees settle most messages as benign, the deep model reads the
-rest.
+"""The first stage: all parts but the encoder settle most messages as benign, the encoder reads the rest.
 
 Belongs here: what the first stage makes of a message, the cut below which it settles it, how that cut is set,
 and the watch over what was settled. Which messages go on to the encoder is decided in `models.detector`.
 
 **Padding.** A mean over a message can be diluted: enough kind words, and the abuse among them is a detail.
-So the text is read in pieces, and the loudest of them speaks: a piece, two neighbours, or the whole. Words
-before or after the abuse then cannot make it quieter.
+So the text is read in pieces too, and the loudest of them has its say: a piece, two neighbours, or the whole.
+Words before or after the abuse cannot make it quieter.
 
 **The cut.** A miss is a message that the whole model would act on and the first stage settles. On held-out
 abuse, one message a near-duplicate group, each as it is and in every disguise of `redqueen.attacks` and
@@ -58,6 +57,9 @@ LEAST_SETTLED = 0.3
 MOST_ATTACKED = 450
 """Abusive messages that the cut is set on: more cost training time and move it little."""
 
+LOUDEST = "loudest"
+"""What the linear model hears in the loudest part of a message, as a part of the first stage."""
+
 TRIP_CONFIDENCE = 0.999
 """How sure the watch must be of too many misses: it looks again and again, and each look may err."""
 
@@ -86,18 +88,18 @@ class Cascade:
     text_only: Stage
     thresholds: tuple[float, ...]
 
-    def settle(self, loudest: Floats, trees: Floats | None, wordless: Mask) -> tuple[Floats, Mask]:
-        """Calibrated probabilities [n, policies] by linear and trees alone, and which messages [n] that
-        settles: every policy's probability is far enough below its threshold.
+    def settle(self, heard: Logits, wordless: Mask) -> tuple[Floats, Mask]:
+        """Calibrated probabilities [n, policies] without the encoder, and which messages [n] that settles:
+        every policy's probability is far enough below its threshold.
 
         Args:
-            loudest: what `Linear.hear` hears in the loudest part of each message.
+            heard: log odds [n, policies] by part: linear, markov, `loudest` (what `Linear.hear` hears in the
+                loudest part of each message), and trees, where behaviour is known.
             wordless: the messages in which there is nothing to read: the text parts know nothing of them, so
                 they are not settled.
-            trees: their log odds [n, policies]; None where behaviour is not known.
         """
-        stage = self.full if trees is not None and self.full is not None else self.text_only
-        p, ratio = _judged(stage.voice, _heard(loudest, trees), self.thresholds)
+        stage = self.full if "trees" in heard and self.full is not None else self.text_only
+        p, ratio = _judged(stage.voice, heard, self.thresholds)
         return p, (ratio < stage.cut) & ~wordless
 
     def to_bytes(self) -> bytes:
@@ -121,11 +123,7 @@ def _voice(of: dict[str, Any]) -> Voice:
     return Voice(tuple(of["parts"]), tuple(tuple(map(float, row)) for row in of["weights"]), **rows)
 
 
-def _heard(loud: Floats, trees: Floats | None) -> dict[str, Floats]:
-    return {"linear": loud} if trees is None else {"linear": loud, "trees": trees}
-
-
-def _judged(voice: Voice, logits: dict[str, Floats], thresholds: Sequence[float]) -> tuple[Floats, Floats]:
+def _judged(voice: Voice, logits: Logits, thresholds: Sequence[float]) -> tuple[Floats, Floats]:
     """Probabilities [n, policies], and the largest of each message in units of its threshold [n]."""
     p = sigmoid(voice.logits(logits)).astype(np.float32)
     return p, np.asarray((p / np.asarray(thresholds, np.float32)).max(axis=1))
@@ -165,19 +163,25 @@ class Parts:
 
     def first(self, held: Held, texts: Sequence[str], seen: Sequence[View], rows: Rows) -> dict[str, Floats]:
         """What the first stage hears of messages rewritten as `texts` that were `rows`."""
-        trees = None
+        found = self.read(seen)
         if self.trees is not None and held.features is not None:
-            trees = self.trees.logits(with_text(held.features[rows], texts, held.names))
-        return _heard(self.linear.hear([v.canonical for v in seen]).loudest, trees)
+            found["trees"] = self.trees.logits(with_text(held.features[rows], texts, held.names))
+        return found
+
+    def read(self, seen: Sequence[View]) -> dict[str, Floats]:
+        """What it hears of their words."""
+        canonical = [v.canonical for v in seen]
+        heard = self.linear.hear(canonical)
+        return {"linear": heard.logits, LOUDEST: heard.loudest, "markov": self.markov.logits(canonical)}
 
 
 def fit(
-    parts: Parts, first_stage: Voice, held: Held, seed: int, most_missed: float | None = None
+    parts: Parts, without_encoder: Voice, held: Held, seed: int, most_missed: float | None = None
 ) -> tuple[Cascade | None, dict[str, Any]]:
     """The first stage, or None where none can be vouched for; and the figures, `why` among them.
 
     Args:
-        first_stage: how much linear and trees count against each other; weighed on other messages than
+        without_encoder: how much the other parts count against each other; weighed on other messages than
             `held`, so that the bound holds.
         most_missed: default `MOST_MISSED`.
     """
@@ -191,9 +195,8 @@ def fit(
     attacked = _Attacked.of(held, parts, seed)
     stages: dict[str, Stage] = {}
     figures: dict[str, Any] = {"most_missed": bound, "confidence": CONFIDENCE}
-    loudest = parts.linear.hear([v.canonical for v in held.views]).loudest
-    clean = _heard(loudest, held.logits.get("trees"))
-    for name, voice in _voices(parts, first_stage):
+    clean = {**held.logits, **parts.read(held.views)}
+    for name, voice in _voices(parts, without_encoder):
         seen = {part: clean[part] for part in voice.parts}
         voice = calibrate(voice, seen, held.part.targets, held.part.weight)
         whole = _Whole(parts, name)
@@ -220,13 +223,21 @@ def fit(
     return cascade, _verdict(why, passed=True, **figures)
 
 
-def _voices(parts: Parts, first_stage: Voice) -> Iterator[tuple[str, Voice]]:
-    """The first stage's voices, not yet calibrated: text alone, and with behaviour if that is listened to."""
+def _voices(parts: Parts, without_encoder: Voice) -> Iterator[tuple[str, Voice]]:
+    """The first stage's voices, not yet calibrated: text alone, and with behaviour if that is listened to.
+
+    The linear model speaks half by the whole message and half by its loudest part. By the loudest alone, as
+    many parts as a long letter has, one of them always sounds odd: of Enron's benign letters a third were
+    settled by it, of all three heard together nearly all.
+    """
     n = len(parts.fusion.thresholds)
     ones, zeros = (1.0,) * n, (0.0,) * n
-    yield "text_only", Voice(("linear",), ((1.0,),) * n, zeros, ones, zeros)
-    if "trees" in parts.fusion.full.parts and set(first_stage.parts) == {"linear", "trees"}:
-        yield "full", replace(first_stage, slope=ones, intercept=zeros)
+    yield "text_only", Voice(("linear", LOUDEST, "markov"), ((0.5, 0.5, 1.0),) * n, zeros, ones, zeros)
+    if "trees" in parts.fusion.full.parts and {"linear", "markov", "trees"} == set(without_encoder.parts):
+        weights = [dict(zip(without_encoder.parts, row, strict=True)) for row in without_encoder.weights]
+        rows = tuple((w["linear"] / 2, w["linear"] / 2, w["markov"], w["trees"]) for w in weights)
+        heard = ("linear", LOUDEST, "markov", "trees")
+        yield "full", replace(without_encoder, parts=heard, weights=rows, slope=ones, intercept=zeros)
 
 
 @dataclass(frozen=True)
@@ -301,9 +312,6 @@ class _Attacked:
             lot = order[start : start + 64]
             seen = [self.views[i] for i in lot.tolist()]
             logits = {part: z[lot] for part, z in self.logits.items()}
-            canonical = [v.canonical for v in seen]
-            logits["linear"] = whole.parts.linear.logits(canonical)
-            logits["markov"] = whole.parts.markov.logits(canonical)
             logits["encoder"] = self.held.encode(seen)
             for i in lot[whole.acted(seen, logits)]:
                 yield float(ratio[i]), int(self.source[i])

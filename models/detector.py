@@ -21,7 +21,7 @@ import numpy.typing as npt
 from models import bundle
 from models.baseline import Linear
 from models.bundle import Manifest
-from models.cascade import Cascade, Watch
+from models.cascade import LOUDEST, Cascade, Watch
 from models.fusion import Fusion, Logits
 from models.markov import Markov
 from models.signing import Trust, trust_of
@@ -147,12 +147,17 @@ class Detector:
         if features is not None:
             matrix = self._checked(features, len(views))
             trees = self.parts["trees"].logits(matrix) if "trees" in self.parts else None
-        heard = self.parts["linear"].hear([v.canonical for v in views])
-        logits = {"linear": heard.logits} if trees is None else {"linear": heard.logits, "trees": trees}
+        canonical = [v.canonical for v in views]
+        heard = self.parts["linear"].hear(canonical)
+        logits = {"linear": heard.logits}
+        if "markov" in self.parts:
+            logits["markov"] = self.parts["markov"].logits(canonical)
+        if trees is not None:
+            logits["trees"] = trees
         wordless = np.array([not v.canonical for v in views], dtype=bool)
         if self._cascade is None or self.watch is None or self.watch.tripped:
             return self._whole(views, logits, wordless)
-        scores, settled = self._cascade.settle(heard.loudest, trees, wordless)
+        scores, settled = self._cascade.settle({**logits, LOUDEST: heard.loudest}, wordless)
         read = ~settled | self.watch.sampled(views)
         if read.any():
             asked = np.flatnonzero(read)
@@ -167,9 +172,7 @@ class Detector:
         logits: Logits,
         wordless: npt.NDArray[np.bool_],
     ) -> Floats:
-        """Every part's opinion, fused; those that the first stage did not ask are asked here."""
-        if "markov" in self.parts:
-            logits = {**logits, "markov": self.parts["markov"].logits([v.canonical for v in views])}
+        """Every part's opinion, fused; the encoder's is asked for here."""
         if "encoder" in self.parts:
             logits = {**logits, "encoder": self.parts["encoder"].logits(views)}
         return self._fusion.probabilities(logits, wordless)

@@ -17,7 +17,7 @@ from models.tokens import load_reader
 def made(
     files: Mapping[str, bytes],
     parts: cascade.Parts,
-    first_stage: Voice,
+    without_encoder: Voice,
     data: Dataset,
     split: Split,
     names: tuple[str, ...],
@@ -29,7 +29,7 @@ def made(
     Args:
         files: the encoder's files, as in the bundle; empty without an encoder.
         parts: the other parts, and what fuses all of them.
-        first_stage: how much linear and trees count against each other, weighed on other messages than
+        without_encoder: how much the other parts count against each other, weighed on other messages than
             the held ones.
         names: the columns of the features.
         held_logits: log odds of the held messages by part.
@@ -46,7 +46,7 @@ def made(
     network = Network(files[bundle.ONNX], load_reader(files[bundle.READER]))
     first, settles = cascade.fit(
         parts,
-        first_stage,
+        without_encoder,
         cascade.Held(
             texts=[data.texts[i] for i in held],
             views=seen,

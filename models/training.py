@@ -105,7 +105,7 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     faster, metrics["shortcuts"] = shortcuts.made(
         files,
         cascade.Parts(final.shallow.linear, final.shallow.markov, final.shallow.trees, final.fusion),
-        rehearsal.first_stage,
+        rehearsal.no_encoder,
         data,
         parts,
         spec.feature_names,
@@ -155,7 +155,7 @@ class Rehearsal:
 
     full: Voice
     text_only: Voice
-    first_stage: Voice
+    no_encoder: Voice
     features_only: Voice | None
     metrics: dict[str, Any]
     selected: str
@@ -183,7 +183,7 @@ def _rehearse(
     return Rehearsal(
         voices["fusion"],
         voices["text_only"],
-        voices["first_stage"],
+        voices["no_encoder"],
         voices.get("trees"),
         metrics,
         select(metrics),
@@ -268,7 +268,6 @@ def _voices(
         "fusion": tuple(logits),
         "text_only": tuple(p for p in logits if p in fusion.TEXT_PARTS),
         "no_encoder": tuple(p for p in logits if p != "encoder"),
-        "first_stage": tuple(p for p in logits if p in ("linear", "trees")),
         "linear": ("linear",),
         **({"encoder": ("encoder",)} if "encoder" in logits else {}),
         **({"trees": ("trees",)} if "trees" in logits else {}),
