@@ -129,19 +129,16 @@ def log_odds(p: Floats) -> Floats:
 # -- fitting -------------------------------------------------------------------------------------------------
 
 
-def fit_voice(
-    parts: Sequence[str], logits: Logits, targets: Floats, weight: Floats, prior: Floats | None = None
-) -> Voice:
+def fit_voice(parts: Sequence[str], logits: Logits, targets: Floats, weight: Floats) -> Voice:
     """Weigh the parts on messages that none of them was trained on; not yet calibrated.
 
-    Weights are kept non-negative and are drawn to `prior` [policies, parts], the plain average where there is
-    none, so that a policy with a dozen examples gets that and not a fluke.
+    Weights are kept non-negative and are drawn to the plain average, so that a policy with a dozen examples
+    gets that and not a fluke.
     """
     stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in parts], axis=2)
-    if prior is None:
-        prior = np.full((targets.shape[1], len(parts)), 1 / len(parts))
+    average = np.full(len(parts), 1 / len(parts))
     fitted = [
-        _logistic(stacked[:, p], targets[:, p], weight, prior[p], pull=2.0) for p in range(targets.shape[1])
+        _logistic(stacked[:, p], targets[:, p], weight, average, pull=2.0) for p in range(targets.shape[1])
     ]
     ones, zeros = (1.0,) * len(fitted), (0.0,) * len(fitted)
     return Voice(tuple(parts), tuple(tuple(w) for w, _ in fitted), tuple(b for _, b in fitted), ones, zeros)

@@ -26,8 +26,9 @@ import random
 import resource
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ LINEAR_TOLERANCE = 0.002
 AROUND_BUDGET = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Multiples of the false-positive budget at which recall says who is worth listening to: at the budget alone
 a handful of benign messages would decide."""
+
+ENCODER_SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
+"""What the encoder may weigh, as shares of what all other parts weigh together."""
+
+NEARLY = 0.002
+"""So much recall is within chance: some five of the two or three thousand messages that it is measured on."""
 
 BENIGN_PADDED = 1_000
 """So many benign messages are also judged between the words of others."""
@@ -258,11 +265,10 @@ def _voices(
 ) -> dict[str, Voice]:
     """Every combination worth reporting, weighed on `rows` and on what was predicted `earlier`.
 
-    The encoder has said nothing earlier, so a combination with it is weighed on `rows` and their copies
-    alone, drawn to what the others are worth without it. Calibration is for messages as they are.
-
-    A likelihood is won among messages that nobody would act on, so trees that know nothing but the text can
-    gain there and lose where the threshold lies. The fusion does not listen to trees that cost it recall.
+    A likelihood is won among messages that nobody would act on: a part that gains there can lose where the
+    threshold lies. So the encoder, which has said nothing earlier, is added to the others as quietly as is
+    enough, and the fusion does not listen to trees that cost it recall. Calibration is for messages as they
+    are.
     """
     combinations = {
         "fusion": tuple(logits),
@@ -273,30 +279,42 @@ def _voices(
         **({"trees": ("trees",)} if "trees" in logits else {}),
     }
     targets, weight = data.targets[rows], data.stands_for[rows]
-    attacked = {part: np.concatenate([z, rough[part]]) for part, z in logits.items()}
-    attacked_targets = np.concatenate([targets, targets[copies.of]])
-    attacked_weight = np.concatenate([weight, weight[copies.of] * copies.share])
+    part = Slice(targets, weight)
     both = np.concatenate([earlier.rows, rows])
     long = {p: np.concatenate([earlier.logits[p], logits[p]]) for p in earlier.logits}
+
+    def caught(voice: Voice) -> float:
+        return _caught(voice, spec.fpr_budget, logits, part, rough, copies)
+
     voices = {}
     for name, used in combinations.items():
         cheap = tuple(p for p in used if p != "encoder")
-        prior = None
-        if cheap:
+        if not cheap:
+            voice = fusion.fit_voice(used, logits, targets, weight)
+        else:
             voice = fusion.fit_voice(cheap, long, data.targets[both], data.stands_for[both])
-            share = 1 / len(used)
-            prior = np.array([[share, *(w * (1 - share) for w in weights)] for weights in voice.weights])
-        if "encoder" in used:
-            ordered = ("encoder", *cheap)
-            voice = fusion.fit_voice(ordered, attacked, attacked_targets, attacked_weight, prior)
+            if "encoder" in used:
+                voice = quietest([_with_encoder(voice, share) for share in ENCODER_SHARES], caught)
         voices[name] = fusion.calibrate(voice, logits, targets, weight)
-    caught = {
-        name: _caught(voices[name], spec.fpr_budget, logits, Slice(targets, weight), rough, copies)
-        for name in ("fusion", "text_only")
-    }
-    if caught["fusion"] < caught["text_only"]:
+    if caught(voices["fusion"]) < caught(voices["text_only"]):
         voices["fusion"] = voices["text_only"]
     return voices
+
+
+def _with_encoder(voice: Voice, share: float) -> Voice:
+    """The voice with the encoder beside it, at a share of what all others weigh together."""
+    weights = tuple((round(share * sum(w), 6), *w) for w in voice.weights)
+    return replace(voice, parts=("encoder", *voice.parts), weights=weights)
+
+
+def quietest(voices: list[Voice], caught: Callable[[Voice], float]) -> Voice:
+    """The first, so the one with the least of what is added, that catches nearly as much as the best does.
+
+    What looks best is so by a few messages, and the next ones are others; of equals the simplest is the safer
+    (the one standard error rule of Breiman et al., Classification and Regression Trees, 1984, 3.4.3).
+    """
+    found = [caught(voice) for voice in voices]
+    return next(v for v, share in zip(voices, found, strict=True) if share >= max(found) - NEARLY)
 
 
 def _caught(

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import bundle, fusion, shallow, training
-from models.dataset import LARGEST_HELD, Dataset, forward, load, split
+from models.dataset import LARGEST_HELD, Dataset, Rows, forward, load, split
 from models.detector import Detector
 from models.fusion import Fusion, Limits, Slice, Voice
 from models.train import train
@@ -122,11 +123,10 @@ def test_fusions_travel_as_json_also_those_of_older_bundles() -> None:
     assert Fusion.from_dict(plain).features_only is None
 
 
-def test_with_nothing_to_weigh_a_voice_keeps_to_what_it_was_told_before() -> None:
+def test_with_nothing_to_weigh_every_part_is_heard_alike() -> None:
     nothing = {p: np.zeros((0, 2)) for p in ("linear", "trees")}
-    prior = np.array([[0.9, 0.1], [0.2, 1.3]])
-    voice = fusion.fit_voice(("linear", "trees"), nothing, np.zeros((0, 2)), np.zeros(0), prior)
-    np.testing.assert_allclose(voice.weights, prior)
+    voice = fusion.fit_voice(("linear", "trees"), nothing, np.zeros((0, 2)), np.zeros(0))
+    np.testing.assert_allclose(voice.weights, 0.5)
 
 
 # -- who learns, who judges ----------------------------------------------------------------------------------
@@ -187,11 +187,41 @@ def test_trees_that_cost_recall_are_not_heard(tmp_path: Path, helpful: bool) -> 
         # Right about most, and wrong about the benign ones that are mistaken for abuse anyway.
         trees = np.where(~bad & (linear > np.quantile(linear[~bad[:, 0]], 0.95)), 2.0, trees)
     logits = {"linear": linear.astype(np.float32), "trees": trees.astype(np.float32)}
-    none = {part: z[:0] for part, z in logits.items()}
-    empty = np.array([], np.int64)
+    assert ("trees" in weighed(tmp_path, data, rows, logits)["fusion"].parts) == helpful
+
+
+def weighed(
+    folder: Path, data: Dataset, rows: Rows, logits: dict[str, npt.NDArray[np.float32]]
+) -> dict[str, Voice]:
+    """The voices that these log odds give, without copies and with nothing predicted earlier."""
+    none, empty = {part: z[:0] for part, z in logits.items()}, np.array([], np.int64)
+    earlier = shallow.Forward(empty, {part: z for part, z in none.items() if part != "encoder"})
     copies = training.Copies([], None, empty, empty.astype(bool), empty.astype(float))
-    voices = training._voices(spec(tmp_path), logits, data, rows, copies, none, shallow.Forward(empty, none))
-    assert ("trees" in voices["fusion"].parts) == helpful
+    return training._voices(spec(folder), logits, data, rows, copies, none, earlier)
+
+
+@pytest.mark.parametrize("helpful", [True, False])
+def test_the_encoder_is_heard_as_loudly_as_it_catches_more(tmp_path: Path, helpful: bool) -> None:
+    data, _ = toy_data(tmp_path)
+    rows, rng = np.arange(len(data.views)), np.random.default_rng(5)
+    bad = data.abusive[:, None]
+    linear = np.where(bad, 2.0, -2.0) + rng.normal(0, 2.0, (len(rows), len(POLICIES)))
+    encoder = np.where(bad, 4.0, -4.0) + rng.normal(0, 1.0, linear.shape)
+    if not helpful:
+        encoder = rng.normal(0, 4.0, linear.shape)
+    logits = {"encoder": encoder.astype(np.float32), "linear": linear.astype(np.float32)}
+    voice = weighed(tmp_path, data, rows, logits)["fusion"]
+    shares = [weights[0] / sum(weights[1:]) for weights in voice.weights]
+    if helpful:
+        assert min(shares) >= 0.25
+    else:
+        assert max(shares) == pytest.approx(training.ENCODER_SHARES[0], rel=1e-3)
+
+
+def test_the_quietest_of_those_that_catch_nearly_as_much_is_chosen() -> None:
+    caught = {0.1: 0.9, 0.2: 0.95 - training.NEARLY + 1e-9, 0.3: 0.95}
+    voices = [Voice(("linear",), ((weight,),), (0.0,), (1.0,), (0.0,)) for weight in caught]
+    assert training.quietest(voices, lambda voice: caught[voice.weights[0][0]]) is voices[1]
 
 
 def test_what_was_thinned_counts_in_judging_and_not_in_learning(tmp_path: Path) -> None:
