@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import bundle, fusion, shallow, training
-from models.dataset import LARGEST_HELD, Dataset, Rows, forward, load, split
+from models.dataset import LARGEST_HELD, Dataset, forward, load, split
 from models.detector import Detector
 from models.fusion import Fusion, Limits, Slice, Voice
 from models.train import train
@@ -179,21 +179,25 @@ def test_as_much_abuse_is_held_as_vouches_for_a_first_stage_where_there_is_that_
 @pytest.mark.parametrize("helpful", [True, False])
 def test_trees_that_cost_recall_are_not_heard(tmp_path: Path, helpful: bool) -> None:
     data, _ = toy_data(tmp_path)
-    rows, rng = np.arange(len(data.views)), np.random.default_rng(5)
-    bad = data.abusive[:, None]
-    linear = np.where(bad, 3.0, -3.0) + rng.normal(0, 1.5, (len(rows), len(POLICIES)))
-    trees = np.where(bad, 1.0, -1.0) + rng.normal(0, 0.5, linear.shape)
+    bad, linear = data.abusive[:, None], said(data, 3.0, 1.5)
+    trees = said(data, 1.0, 0.5)
     if not helpful:
         # Right about most, and wrong about the benign ones that are mistaken for abuse anyway.
         trees = np.where(~bad & (linear > np.quantile(linear[~bad[:, 0]], 0.95)), 2.0, trees)
-    logits = {"linear": linear.astype(np.float32), "trees": trees.astype(np.float32)}
-    assert ("trees" in weighed(tmp_path, data, rows, logits)["fusion"].parts) == helpful
+    heard = weighed(tmp_path, data, {"linear": linear, "trees": trees})["fusion"].parts
+    assert ("trees" in heard) == helpful
 
 
-def weighed(
-    folder: Path, data: Dataset, rows: Rows, logits: dict[str, npt.NDArray[np.float32]]
-) -> dict[str, Voice]:
+def said(data: Dataset, sure: float, noise: float) -> npt.NDArray[np.float32]:
+    """Log odds [n, policies] of a part: so sure of who is abusive, and so noisy."""
+    rng = np.random.default_rng([5, int(10 * noise)])
+    right = np.where(data.abusive[:, None], sure, -sure)
+    return (right + rng.normal(0, noise, (len(data.views), len(POLICIES)))).astype(np.float32)
+
+
+def weighed(folder: Path, data: Dataset, logits: dict[str, npt.NDArray[np.float32]]) -> dict[str, Voice]:
     """The voices that these log odds give, without copies and with nothing predicted earlier."""
+    rows = np.arange(len(data.views))
     none, empty = {part: z[:0] for part, z in logits.items()}, np.array([], np.int64)
     earlier = shallow.Forward(empty, {part: z for part, z in none.items() if part != "encoder"})
     copies = training.Copies([], None, empty, empty.astype(bool), empty.astype(float))
@@ -203,14 +207,8 @@ def weighed(
 @pytest.mark.parametrize("helpful", [True, False])
 def test_the_encoder_is_heard_as_loudly_as_it_catches_more(tmp_path: Path, helpful: bool) -> None:
     data, _ = toy_data(tmp_path)
-    rows, rng = np.arange(len(data.views)), np.random.default_rng(5)
-    bad = data.abusive[:, None]
-    linear = np.where(bad, 2.0, -2.0) + rng.normal(0, 2.0, (len(rows), len(POLICIES)))
-    encoder = np.where(bad, 4.0, -4.0) + rng.normal(0, 1.0, linear.shape)
-    if not helpful:
-        encoder = rng.normal(0, 4.0, linear.shape)
-    logits = {"encoder": encoder.astype(np.float32), "linear": linear.astype(np.float32)}
-    voice = weighed(tmp_path, data, rows, logits)["fusion"]
+    encoder = said(data, 4.0, 1.0) if helpful else said(data, -1.0, 4.0)
+    voice = weighed(tmp_path, data, {"encoder": encoder, "linear": said(data, 2.0, 2.0)})["fusion"]
     shares = [weights[0] / sum(weights[1:]) for weights in voice.weights]
     if helpful:
         assert min(shares) >= 0.25

@@ -16,7 +16,7 @@ from models import baseline, bundle, fusion
 from models.detector import Detector
 from models.train import train
 from redqueen.errors import BundleError, InvalidInput
-from tests.toy_model import POLICIES, matrix, messages, spec, toy_bundle
+from tests.toy_model import POLICIES, dataset, matrix, messages, spec, toy_bundle
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,14 @@ def detector() -> Detector:
 # -- scoring -------------------------------------------------------------------------------------------------
 
 
-def test_it_catches_fresh_abuse_within_the_false_positive_budget(detector: Detector) -> None:
+def test_it_catches_fresh_abuse_within_the_false_positive_budget(tmp_path: Path) -> None:
+    # Of 900 messages some 80 benign ones are held, of whom the budget is one or two.
+    detector = Detector.load(train(spec(tmp_path, dataset=str(dataset(tmp_path / "more.parquet", 2_500)))))
     rows = messages(1500, seed=99)
     abusive = np.array([m.policy is not None for m in rows])
     acted = detector.decide(detector.score([m.text for m in rows], matrix(rows)))
     assert acted[abusive].mean() > 0.85
-    # Thresholds rest on some 80 held benign messages, of whom the budget is one or two.
-    assert acted[~abusive].mean() < 0.02 * 2.5
+    assert acted[~abusive].mean() < 0.02 * 2
 
 
 def test_the_same_thresholds_hold_for_text_alone(detector: Detector) -> None:
