@@ -261,6 +261,7 @@ def show_parts(name: str, whole: Detector, served: Detector, messages: Messages)
     work = {
         "canonical form": lambda i: views(messages.texts[i : i + BATCH]),
         "linear": lambda i: parts["linear"].logits(canonical[i : i + BATCH]),
+        "markov": lambda i: parts["markov"].logits(canonical[i : i + BATCH]),
         "trees": lambda i: parts["trees"].logits(messages.features[i : i + BATCH]),
         "encoder": lambda i: parts["encoder"].logits(read[i : i + BATCH]),
     }
