@@ -134,7 +134,7 @@ def training_set(
 def candidate_model(
     context: AssetExecutionContext, env: Environment, pipes: PipesSubprocessClient
 ) -> MaterializeResult:
-    """The trained detector: text encoder, linear and Markov models of the text, trees on behaviour, calibrated.
+    """The trained detector: encoder, linear and Markov models of the text, trees on behaviour, calibrated.
 
     Progress streams into this run's log, its figures into this asset's plots. `selected` says which is
     served: the baseline wins where it is as good.
