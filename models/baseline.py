@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.tokens import MAX_CHARACTERS
+from models.tokens import HASH_BASE, MAX_CHARACTERS, into_buckets
 
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.int64]
@@ -35,8 +35,7 @@ text has many stretches, and the shorter they are, the odder is the oddest of a 
 LEARNT_STRETCH = 6
 """Pieces of the stretches that are learnt from, a few sentences. A text of more pieces is long."""
 _PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_BASE_INVERSE = np.uint64(pow(0x9E3779B97F4A7C15, -1, 2**64))
+_BASE_INVERSE = np.uint64(pow(int(HASH_BASE), -1, 2**64))
 _WORD, _PAIR = np.uint64(0x517CC1B727220A95), np.uint64(0x2545F4914F6CDD1D)
 
 
@@ -46,12 +45,7 @@ def buckets(texts: Sequence[str], bits: int = BITS) -> tuple[npt.NDArray[np.int6
     chars = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     rows = np.repeat(np.arange(len(texts)), [len(p) for p in padded])
     found = [*_grams(chars, rows), *_words(chars, rows)]
-    return np.concatenate([r for r, _ in found]), np.concatenate([_bucket(h, bits) for _, h in found])
-
-
-def _bucket(hashes: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.int64]:
-    mixed = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+    return np.concatenate([r for r, _ in found]), np.concatenate([into_buckets(h, bits) for _, h in found])
 
 
 def _grams(
@@ -60,7 +54,7 @@ def _grams(
     """Character n-grams within a row; n is part of the hash by way of its length."""
     hashes, found = chars + np.uint64(1), []
     for n in range(2, max(GRAMS) + 1):
-        hashes = hashes[:-1] * _BASE + chars[n - 1 :] + np.uint64(1)
+        hashes = hashes[:-1] * HASH_BASE + chars[n - 1 :] + np.uint64(1)
         inside = rows[: len(hashes)] == rows[n - 1 :]
         if n in GRAMS:
             found.append((rows[: len(hashes)][inside], hashes[inside]))
@@ -74,7 +68,7 @@ def _words(
     solid = (chars != 32).astype(np.int8)
     edges = np.diff(solid, prepend=np.int8(0), append=np.int8(0))
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    powers = np.cumprod(np.full(len(chars), _BASE, np.uint64), dtype=np.uint64)
+    powers = np.cumprod(np.full(len(chars), HASH_BASE, np.uint64), dtype=np.uint64)
     inverse = np.cumprod(np.full(len(chars), _BASE_INVERSE, np.uint64), dtype=np.uint64)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(chars * powers, dtype=np.uint64)])
     words = (sums[ends] - sums[starts]) * inverse[starts]

@@ -233,10 +233,13 @@ class Network:
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         self._reader = reader
         self._policies = self._session.get_outputs()[0].shape[1]
+        self._inputs = {given.name for given in self._session.get_inputs()}
 
     def logits(self, views: Sequence[View]) -> Floats:
         """Log odds [n, policies] of messages."""
         return log_odds(self._reader, views, self._run, self._policies, BATCH)
 
     def _run(self, feeds: Feeds) -> Floats:
-        return np.asarray(self._session.run(None, feeds)[0])
+        # The network of an older bundle may not read all that today's reader gives.
+        known = {name: values for name, values in feeds.items() if name in self._inputs}
+        return np.asarray(self._session.run(None, known)[0])

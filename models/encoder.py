@@ -3,8 +3,9 @@
 Only the training process imports this module (it loads torch and transformers). The default is a compact
 character-robust transformer trained here from nothing, in the manner of RETVec (Bursztein et al., NeurIPS
 2023): characters are the bits of their code points, so that there is no vocabulary to go stale and no unknown
-text; a small convolution makes a vector of each word, which a misspelling moves a little; a few transformer
-layers read the words. `source` takes any Hugging Face encoder instead.
+text; a small convolution makes a vector of each word, which a misspelling moves a little, and so do vectors
+of its n-grams by their hash (as in fastText: Bojanowski et al., TACL 5, 2017); a few transformer layers read
+the words. `source` takes any Hugging Face encoder instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,19 @@ import transformers
 from torch import Tensor, nn
 
 from models.perturb import disturbed
-from models.tokens import KINDS, LEVELS, WORD, Feeds, Pieces, Reader, View, Words, length_buckets, log_odds
+from models.tokens import (
+    GRAM_BITS,
+    KINDS,
+    LEVELS,
+    WORD,
+    Feeds,
+    Pieces,
+    Reader,
+    View,
+    Words,
+    length_buckets,
+    log_odds,
+)
 
 
 @dataclass(frozen=True)
@@ -71,17 +84,19 @@ def _local(source: str) -> dict[str, bool]:
 
 
 class WordVectors(nn.Module):
-    """The code points of words [u, up to WORD, 3 bytes] to vectors [u, width]. What fills a word up changes
-    nothing.
+    """The code points of words [u, up to WORD, 3 bytes] and their n-grams to vectors [u, width]. What fills
+    a word up changes nothing.
 
     A byte is eight bits times a matrix, which is looking up one of 256 rows; two convolutions over the
     characters see which stand near which (up to three away to either side), the maximum over the word what it
-    contains anywhere.
+    contains anywhere. That tells forms of writing apart, but what a rare stem means takes more examples than
+    there are: each bucket of n-grams has a vector that learns from its first message on, and those of a word
+    are added up, over the root of their number.
     """
 
     bits: Tensor
 
-    def __init__(self, width: int, channels: int = 64) -> None:
+    def __init__(self, width: int, channels: int = 32) -> None:
         super().__init__()
         self.register_buffer("bits", ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).float(), False)
         self.from_bits = nn.Parameter(torch.randn(3, 8, channels) * 0.3)
@@ -90,10 +105,14 @@ class WordVectors(nn.Module):
         self.near = nn.Conv1d(channels, channels, 5, padding=2)
         self.far = nn.Conv1d(channels, 2 * channels, 3, padding=1)
         self.out = nn.Linear(2 * channels, width)
+        self.grams = nn.Embedding(1 + 2**GRAM_BITS, width, padding_idx=0)
+        with torch.no_grad():
+            self.grams.weight.mul_(0.1)
 
-    def forward(self, short: Tensor, long: Tensor) -> Tensor:
+    def forward(self, short: Tensor, long: Tensor, short_grams: Tensor, long_grams: Tensor) -> Tensor:
         """Vectors of short words, then of long ones; that of the empty word means nothing."""
-        return self.out(torch.cat([self._contained(short), self._contained(long)]))
+        written = self.out(torch.cat([self._contained(short), self._contained(long)]))
+        return written + torch.cat([self._added_up(short_grams), self._added_up(long_grams)])
 
     def _contained(self, words: Tensor) -> Tensor:
         codes = words.long()
@@ -105,6 +124,10 @@ class WordVectors(nn.Module):
         there = there.transpose(1, 2)
         seen = torch.relu(self.near(seen)) * there + seen
         return (torch.relu(self.far(seen)) * there).amax(2)
+
+    def _added_up(self, grams: Tensor) -> Tensor:
+        number = (grams > 0).sum(1, keepdim=True).clamp(min=1)
+        return self.grams(grams).sum(1) / number.to(self.grams.weight.dtype).sqrt()
 
 
 class _Head(nn.Module):
@@ -150,10 +173,18 @@ class CompactEncoder(nn.Module):
         self.backbone.embeddings.word_embeddings.requires_grad_(False)
         self.head = _Head(config.width, policies)
 
-    def forward(self, short: Tensor, long: Tensor, places: Tensor, kinds: Tensor) -> Tensor:
+    def forward(
+        self,
+        short: Tensor,
+        long: Tensor,
+        short_grams: Tensor,
+        long_grams: Tensor,
+        places: Tensor,
+        kinds: Tensor,
+    ) -> Tensor:
         mask = (kinds > 0).long()
         # A word that comes up a hundred times in a batch is read once.
-        vectors = nn.functional.embedding(places, self.vectors(short, long))
+        vectors = nn.functional.embedding(places, self.vectors(short, long, short_grams, long_grams))
         vectors = vectors * (kinds > LEVELS).unsqueeze(-1).to(vectors.dtype)
         states = self.backbone(inputs_embeds=vectors, attention_mask=mask, token_type_ids=kinds)
         return self.head(states.last_hidden_state, mask)
@@ -359,7 +390,7 @@ def to_onnx(model: Encoder, reader: Reader) -> bytes:
     some = reader.parts([View("free gift claim", 1, "fr33 gift"), View("hello", 0)])
     feeds = reader.padded([sequence for found in some for sequence in found])
     axes = {name: {i: f"{name}_{i}" for i in range(values.ndim)} for name, values in feeds.items()}
-    axes |= {name: {0: name} for name in ("short", "long") if name in feeds}
+    axes |= {name: {0: name} for name in ("short", "long", "short_grams", "long_grams") if name in feeds}
     out = io.BytesIO()
     with warnings.catch_warnings():
         # The tracing exporter is marked as old; it takes 0.4 s, the new one 10 s and another package.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.tokens import MAX_CHARACTERS
+from models.tokens import HASH_BASE, MAX_CHARACTERS, into_buckets
 
 Floats = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.int64]
@@ -34,8 +34,7 @@ WINDOW, LEAD = 640, 2.0
 _DAMPING = 3
 """Characters added to the length: a word or two is little evidence."""
 _BEGIN, _END = "\x02", " \x03"
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_MIX, _CONTEXT = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_CONTEXT = np.uint64(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True)
@@ -67,16 +66,11 @@ class _Read:
         for order, bits in enumerate(BITS):
             at = np.flatnonzero(self.place >= max(order, 1))
             known = before[at]
-            together = (known * _BASE + self.codes[at] + np.uint64(1)) * _BASE
-            yield at, _bucket((known + np.uint64(1)) * _CONTEXT, bits), _bucket(together, bits)
+            together = (known * HASH_BASE + self.codes[at] + np.uint64(1)) * HASH_BASE
+            yield at, into_buckets((known + np.uint64(1)) * _CONTEXT, bits), into_buckets(together, bits)
             earlier = np.zeros_like(before)
             earlier[order + 1 :] = self.codes[: max(0, len(before) - order - 1)]
-            before = before * _BASE + earlier + np.uint64(7)
-
-
-def _bucket(hashes: npt.NDArray[np.uint64], bits: int) -> Places:
-    mixed = (hashes ^ (hashes >> np.uint64(31))) * _MIX
-    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+            before = before * HASH_BASE + earlier + np.uint64(7)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,12 @@ class Material:
         short = np.array([len(data.views[i].canonical) <= SHORT for i in of], bool)
         return Material(data, baseline.Design.of([*data.canonical, *canonical]), of, short, features)
 
+    def counting_twice(self, rows: Rows) -> Material:
+        """The same, but that some messages and their copies weigh twice as much."""
+        weight = self.data.weight.copy()
+        weight[rows] *= 2
+        return replace(self, data=replace(self.data, weight=weight))
+
     def linear(self, rows: Rows, start: Linear | None = None) -> Linear:
         """Fitted on some messages and their copies; in fewer steps where it starts from an older fit."""
         copies = np.flatnonzero(np.isin(self.of, rows) & self.short)
@@ -145,12 +151,15 @@ def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
 
 
 def fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:
-    """Fitted on the older messages, and on everything but the held ones; what older fits would have said."""
+    """Fitted on the older messages, and on all but the held ones, where the newest count twice (as they do
+    for the encoder); what older fits would have said.
+    """
     material = Material.made(spec, data, parts)
     linear = material.linear(parts.older)
     before = Shallow(linear, material.markov(parts.older), material.trees(parts.older, spec.seed))
-    linear = material.linear(parts.everything, start=linear)
-    after = Shallow(linear, material.markov(parts.everything), material.trees(parts.everything, spec.seed))
+    fresh = material.counting_twice(parts.newest)
+    linear = fresh.linear(parts.everything, start=linear)
+    after = Shallow(linear, fresh.markov(parts.everything), fresh.trees(parts.everything, spec.seed))
     return before, after, _forward(data, parts, material, spec.seed)
 
 

@@ -34,6 +34,15 @@ LOUDEST = 0.7
 Feeds = dict[str, npt.NDArray[Any]]
 """The network's inputs of a batch, by name."""
 
+HASH_BASE = np.uint64(0x9E3779B97F4A7C15)
+"""Of the polynomial hashes of characters that stand next to each other, in all parts."""
+
+
+def into_buckets(hashes: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.int64]:
+    """Which of 2**bits buckets each hash falls into, whatever its low bits look like (splitmix64)."""
+    mixed = (hashes ^ (hashes >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed >> np.uint64(64 - bits)).astype(np.int64)
+
 
 @dataclass(frozen=True)
 class View:
@@ -127,8 +136,9 @@ class Words:
 
     def padded(self, batch: Sequence[Line]) -> Feeds:
         """`short` uint8 [u, SHORT, 3] and `long` uint8 [v, WORD, 3], the code points of each distinct word in
-        three bytes, the empty word first in both; `places` int64 [n, longest], the word at each place, the
-        long ones counted on after the short; `kinds` int64 [n, longest], 0 in padding.
+        three bytes, the empty word first in both; `short_grams` and `long_grams`, their `n_grams`; `places`
+        int64 [n, longest], the word at each place, the long ones counted on after the short; `kinds` int64
+        [n, longest], 0 in padding.
         """
         shape = len(batch), max(map(len, batch))
         places, kinds = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -142,7 +152,9 @@ class Words:
             ]
             kinds[row, : len(line)] = line.kinds
         places = np.where(places < 0, len(short) + ~places, places)
-        return {"short": _codes(short, SHORT), "long": _codes(long, WORD), "places": places, "kinds": kinds}
+        few, many = _codes(short, SHORT), _codes(long, WORD)
+        grams = {"short_grams": n_grams(few), "long_grams": n_grams(many)}
+        return {"short": few, "long": many, **grams, "places": places, "kinds": kinds}
 
     def to_bytes(self) -> bytes:
         return json.dumps({"reader": "words", "most": self.most}).encode()
@@ -156,6 +168,33 @@ def _codes(words: Iterable[str], size: int) -> npt.NDArray[np.uint8]:
     filled = "".join(word.ljust(size, "\0") for word in words)
     codes = np.frombuffer(filled.encode("utf-32-le", "surrogatepass"), np.uint8)
     return np.ascontiguousarray(codes.reshape(-1, size, 4)[:, :, :3])
+
+
+GRAMS, GRAM_BITS = (2, 3, 4), 15
+"""Lengths of the n-grams of a word that have vectors of their own, and how many share them, as a power of 2.
+"""
+_BEGIN, _END = 2, 3
+
+
+def n_grams(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Buckets, from 1 on, of the n-grams of words between their edges: int64 [u, all there could be]; 0 where
+    a word is shorter.
+
+    Args:
+        codes: code points of words, uint8 [u, size, 3].
+    """
+    points = codes.astype(np.uint64) @ np.array([1, 1 << 8, 1 << 16], np.uint64)
+    length = (points > 0).sum(1)
+    line = np.pad(points, ((0, 0), (1, 1)))
+    line[:, 0] = _BEGIN
+    line[np.arange(len(line)), length + 1] = _END
+    line[length == 0] = 0
+    hashes, found = line, []
+    for n in range(2, max(GRAMS) + 1):
+        hashes = hashes[:, :-1] * HASH_BASE + line[:, n - 1 :] + np.uint64(1)
+        if n in GRAMS:
+            found.append(np.where(line[:, n - 1 :] > 0, 1 + into_buckets(hashes, GRAM_BITS), 0))
+    return np.concatenate(found, axis=1)
 
 
 # -- a pretrained encoder's reader ---------------------------------------------------------------------------

@@ -57,7 +57,7 @@ AROUND_BUDGET = (0.5, 0.75, 1.0, 1.5, 2.0)
 """Multiples of the false-positive budget at which recall says who is worth listening to: at the budget alone
 a handful of benign messages would decide."""
 
-ENCODER_SHARES = (0.03, 0.06, 0.12, 0.25, 0.5, 1.0)
+ENCODER_SHARES = (0.12, 0.25, 0.5, 1.0)
 """What the encoder may weigh, as shares of what all other parts weigh together."""
 
 NEARLY = 0.002

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import baseline, bundle, fusion
-from models.detector import Detector
+from models import baseline, bundle, fusion, tokens
+from models.detector import Detector, Network
 from models.train import train
 from redqueen.errors import BundleError, InvalidInput
 from tests.toy_model import POLICIES, dataset, matrix, messages, spec, toy_bundle
@@ -129,6 +130,33 @@ def test_hashing_a_batch_is_hashing_each_text(texts: list[str]) -> None:
     for i, text in enumerate(texts):
         _, alone = baseline.buckets([text])
         assert sorted(found[rows == i]) == sorted(alone)
+
+
+@given(words=st.lists(st.text("abcdéж日😀", max_size=tokens.SHORT), min_size=1, max_size=5))
+def test_the_n_grams_of_a_word_do_not_depend_on_the_room_around_it(words: list[str]) -> None:
+    little, much = (tokens.n_grams(tokens._codes(words, size)) for size in (tokens.SHORT, tokens.WORD))
+    for word, here, there in zip(words, little, much, strict=True):
+        assert sorted(here[here > 0]) == sorted(there[there > 0])
+        framed = len(word) + 2 if word else 0
+        assert (here > 0).sum() == sum(max(0, framed - n + 1) for n in tokens.GRAMS)
+    assert {*little.ravel()} <= {*range(1 + 2**tokens.GRAM_BITS)}
+
+
+def test_a_network_that_reads_less_than_the_reader_gives_still_answers() -> None:
+    node, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            node("Cast", ["kinds"], ["there"], to=onnx.TensorProto.FLOAT),
+            node("ReduceMax", ["there"], ["logits"], axes=[1], keepdims=1),
+        ],
+        "older",
+        [value("kinds", onnx.TensorProto.INT64, ["n", "places"])],
+        [value("logits", onnx.TensorProto.FLOAT, ["n", 1])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    network = Network(model.SerializeToString(), tokens.Words(48))
+    found = network.logits(tokens.views(["hello there", "", "fr33 g1ft"]))
+    np.testing.assert_array_equal(found[:, 0], [tokens.CANONICAL, tokens.MARK, tokens.SENT])
 
 
 def test_the_baseline_survives_saving() -> None:
