@@ -3,7 +3,7 @@ fitted.
 
 Linear model and trees learn from copies of messages padded with benign ones as well. All are cheap enough to
 be fitted again on the past as it was known then; that decides how much each is listened to
-(`models.training`).
+(`models.rehearsal`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import bundle, fusion, shallow, training
+from models import bundle, fusion, rehearsal, shallow
 from models.dataset import LARGEST_HELD, Dataset, forward, load, split
 from models.detector import Detector
 from models.fusion import Fusion, Limits, Slice, Voice
@@ -200,8 +200,8 @@ def weighed(folder: Path, data: Dataset, logits: dict[str, npt.NDArray[np.float3
     rows = np.arange(len(data.views))
     none, empty = {part: z[:0] for part, z in logits.items()}, np.array([], np.int64)
     earlier = shallow.Forward(empty, {part: z for part, z in none.items() if part != "encoder"})
-    copies = training.Copies([], None, empty, empty.astype(bool), empty.astype(float))
-    return training._voices(spec(folder), logits, data, rows, copies, none, earlier)
+    copies = rehearsal.Copies([], None, empty, empty.astype(bool), empty.astype(float))
+    return rehearsal.weigh(spec(folder), logits, data, rows, copies, none, earlier)
 
 
 def test_the_encoder_is_heard_as_loudly_as_it_catches_more(tmp_path: Path) -> None:
@@ -214,14 +214,14 @@ def test_the_encoder_is_heard_as_loudly_as_it_catches_more(tmp_path: Path) -> No
         return [part.get("encoder", 0.0) / part["linear"] for part in parts]
 
     assert min(shares(said(data, 4.0, 1.0))) >= 0.25
-    assert max(shares(linear)) == pytest.approx(training.ENCODER_SHARES[0], rel=1e-3)
-    assert max(shares(said(data, -2.0, 4.0))) == pytest.approx(training.ENCODER_SHARES[0], rel=1e-3)
+    assert max(shares(linear)) == pytest.approx(rehearsal.ENCODER_SHARES[0], rel=1e-3)
+    assert max(shares(said(data, -2.0, 4.0))) == pytest.approx(rehearsal.ENCODER_SHARES[0], rel=1e-3)
 
 
 def test_the_quietest_of_those_that_catch_nearly_as_much_is_chosen() -> None:
-    caught = {0.1: 0.9, 0.2: 0.95 - training.NEARLY + 1e-9, 0.3: 0.95}
+    caught = {0.1: 0.9, 0.2: 0.95 - rehearsal.NEARLY + 1e-9, 0.3: 0.95}
     voices = [Voice(("linear",), ((weight,),), (0.0,), (1.0,), (0.0,)) for weight in caught]
-    assert training.quietest(voices, lambda voice: caught[voice.weights[0][0]]) is voices[1]
+    assert rehearsal.quietest(voices, lambda voice: caught[voice.weights[0][0]]) is voices[1]
 
 
 def test_what_was_thinned_counts_in_judging_and_not_in_learning(tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_an_event_without_words_is_judged_by_how_its_sender_behaves() -> None:
 def test_where_the_fusion_hears_no_trees_an_event_without_words_still_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_caught", lambda voice, *_: float("trees" not in voice.parts))
-    monkeypatch.setattr(training, "select", lambda _: "fusion")
+    monkeypatch.setattr(rehearsal, "_caught", lambda voice, *_: float("trees" not in voice.parts))
+    monkeypatch.setattr(rehearsal, "select", lambda _: "fusion")
     detector = Detector.load(train(spec(tmp_path, encoder="none")))
     rows = messages(1200, seed=95)
     recall, fpr = caught(detector, ["\u200b"] * 1200, matrix(rows), 95)

@@ -237,7 +237,7 @@ def figures(
 
 
 def test_a_simpler_model_that_is_as_good_wins() -> None:
-    from models.training import select
+    from models.rehearsal import select
 
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.949, 0.9)}) == "linear"
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.947, 0.9)}) == "fusion"
@@ -298,9 +298,9 @@ def test_what_was_measured_is_reported() -> None:
 def test_without_behaviour_it_says_so_and_the_baseline_can_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models import training
+    from models import rehearsal
 
-    monkeypatch.setattr(training, "LINEAR_TOLERANCE", 1.0)
+    monkeypatch.setattr(rehearsal, "LINEAR_TOLERANCE", 1.0)
     folder = train(spec(tmp_path, feature_names=(), epochs=2))
     manifest = bundle.verify(folder)
     assert not manifest.behaviour
