@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import baseline, bundle, fusion, tokens
+from models import baseline, bundle, fusion, rehearsal, tokens
 from models.detector import Detector, Network
+from models.rehearsal import select
 from models.train import train
 from redqueen.errors import BundleError, InvalidInput
 from tests.toy_model import POLICIES, dataset, matrix, messages, spec, toy_bundle
@@ -237,8 +238,6 @@ def figures(
 
 
 def test_a_simpler_model_that_is_as_good_wins() -> None:
-    from models.rehearsal import select
-
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.949, 0.9)}) == "linear"
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.947, 0.9)}) == "fusion"
     assert select({"fusion": figures(0.95, 0.9), "linear": figures(0.96, 0.8)}) == "fusion"
@@ -298,8 +297,6 @@ def test_what_was_measured_is_reported() -> None:
 def test_without_behaviour_it_says_so_and_the_baseline_can_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from models import rehearsal
-
     monkeypatch.setattr(rehearsal, "LINEAR_TOLERANCE", 1.0)
     folder = train(spec(tmp_path, feature_names=(), epochs=2))
     manifest = bundle.verify(folder)
