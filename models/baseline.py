@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -145,16 +146,22 @@ class Linear:
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
         damped = 1 + np.log(np.diff(starts, append=len(keys)))
         distinct = keys[starts].astype(np.int64)
-        text, bucket = distinct >> bits, distinct & (len(self.weights) - 1)
-        return self._odds(self._sums(text, bucket, number, damped))
+        found = self._columns.take(distinct & (len(self.weights) - 1), 0)
+        found[:, 0] *= damped**2
+        found[:, 1:] *= damped[:, None]
+        # No text is without n-grams: its edges are one.
+        first = np.searchsorted(distinct, np.arange(number) << bits)
+        return self._odds(np.add.reduceat(found, first, axis=0, dtype=np.float64))
 
-    def _sums(self, row: Places, bucket: Places, number: int, times: Floats | None = None) -> Floats:
+    def _sums(self, row: Places, bucket: Places, number: int) -> Floats:
         """What norm and log odds are made of [number, 1 + policies]."""
-        if times is None:
-            columns = [self.scale[bucket], *self.weights[bucket].T]
-        else:
-            columns = [self.scale[bucket] * times**2, *(self.weights[bucket].T * times)]
-        return np.stack([np.bincount(row, column, number) for column in columns], axis=1)
+        found = self._columns.take(bucket, 0)
+        return np.stack([np.bincount(row, column, number) for column in found.T], axis=1)
+
+    @cached_property
+    def _columns(self) -> npt.NDArray[np.float32]:
+        """Scale and weights side by side [2**BITS, 1 + policies]: one look into memory an n-gram, not two."""
+        return np.column_stack([self.scale, self.weights])
 
     def _odds(self, sums: Floats) -> Floats:
         return np.asarray(sums[:, 1:] / np.sqrt(sums[:, :1] + 1e-6) + self.bias)

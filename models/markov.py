@@ -21,7 +21,7 @@ from models.tokens import HASH_BASE, MAX_CHARACTERS, into_buckets
 
 Floats = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.int64]
-Table = npt.NDArray[np.float16]
+Table = npt.NDArray[np.float32]
 
 BITS = (12, 16, 18, 20)
 """Buckets, as powers of two, of the characters that follow none, one, two and three others."""
@@ -78,8 +78,8 @@ class Markov:
     """What each side's writing is like, by order; the columns are benign messages, then the policies.
 
     Attributes:
-        seen: float16 [2**bits, 1 + policies] an order, the discounted probability of a character after
-            others.
+        seen: float32 [2**bits, 1 + policies] an order, the discounted probability of a character after
+            others; with the precision of float16, as it is saved.
         left: the same of those others, the share that is left for the order below.
     """
 
@@ -116,11 +116,12 @@ class Markov:
 
     def _ratios(self, read: _Read) -> Floats:
         """Log likelihood ratio of each character [characters, policies]."""
-        p = np.full((len(read.codes), 1 + self.policies), UNSEEN)
+        p = np.full((len(read.codes), 1 + self.policies), UNSEEN, np.float32)
         for (at, others, together), seen, left in zip(read.orders(), self.seen, self.left, strict=True):
-            p[at] = seen[together] + left[others] * p[at]
+            p[at] = seen.take(together, 0) + left.take(others, 0) * p.take(at, 0)
         logs = np.log(p)
-        return np.asarray(logs[:, 1:] - logs[:, :1])
+        # Summed up over a whole batch, where float32 would round by who shares it.
+        return np.asarray(logs[:, 1:] - logs[:, :1], np.float64)
 
     def to_bytes(self) -> bytes:
         """Safetensors; of each table only the buckets of which something is known."""
@@ -130,7 +131,10 @@ class Markov:
         for order, tables in enumerate(zip(self.seen, self.left, strict=True)):
             for name, table, unknown in zip(("seen", "left"), tables, (0, 1), strict=True):
                 at = np.flatnonzero((table != unknown).any(1))
-                tensors[f"{name}.{order}"], tensors[f"{name}.{order}.at"] = table[at], at.astype(np.int32)
+                tensors[f"{name}.{order}"], tensors[f"{name}.{order}.at"] = (
+                    table[at].astype(np.float16),
+                    at.astype(np.int32),
+                )
         return save(tensors)
 
     @staticmethod
@@ -142,7 +146,7 @@ class Markov:
 
         def table(name: str, order: int, unknown: float) -> Table:
             values = tensors[f"{name}.{order}"]
-            full = np.full((2 ** BITS[order], values.shape[1]), unknown, np.float16)
+            full = np.full((2 ** BITS[order], values.shape[1]), unknown, np.float32)
             full[tensors[f"{name}.{order}.at"]] = values
             return full
 
@@ -181,8 +185,8 @@ def fit(canonical: Sequence[str], targets: Floats, weight: Floats) -> Markov:
         text, after = read.text[at], np.zeros(2**bits, np.int64)
         after[together] = others
         columns = [_counted(together, after, sides[text, side]) for side in range(sides.shape[1])]
-        seen.append(np.column_stack([column[0] for column in columns]).astype(np.float16))
-        left.append(np.column_stack([column[1] for column in columns]).astype(np.float16))
+        seen.append(np.column_stack([column[0] for column in columns]).astype(np.float16).astype(np.float32))
+        left.append(np.column_stack([column[1] for column in columns]).astype(np.float16).astype(np.float32))
     return Markov(tuple(seen), tuple(left))
 
 
