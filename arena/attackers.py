@@ -394,7 +394,9 @@ def _hide(rng: Random, word: str, how: str) -> str:
 
 
 def obfuscate(rng: Random, text: str, how: str, rate: float) -> str:
-    """Hide about `rate` of the words of four letters and more, and always at least one. Links stay usable."""
+    """Hide about `rate` of the words of four letters and more, and always at least one, of which some ways draw
+    letter by letter and may draw none. Links stay usable.
+    """
     tokens = text.split(" ")
     able = [
         i
