@@ -3,9 +3,9 @@
 Only the training process imports this module (it loads torch and transformers). The default is a compact
 character-robust transformer trained here from nothing, in the manner of RETVec (Bursztein et al., NeurIPS
 2023): characters are the bits of their code points, so that there is no vocabulary to go stale and no unknown
-text; a small convolution makes a vector of each word, which a misspelling moves a little, and so do vectors
-of its n-grams by their hash (as in fastText: Bojanowski et al., TACL 5, 2017); a few transformer layers read
-the words. `source` takes any Hugging Face encoder instead.
+text; a small convolution makes a vector of each word, which a misspelling moves a little; vectors of the
+word's n-grams, found by their hash, are added to it (fastText: Bojanowski et al., TACL 5, 2017); a few
+transformer layers read the words. `source` takes any Hugging Face encoder instead.
 """
 
 from __future__ import annotations
