@@ -131,10 +131,8 @@ class Markov:
         for order, tables in enumerate(zip(self.seen, self.left, strict=True)):
             for name, table, unknown in zip(("seen", "left"), tables, (0, 1), strict=True):
                 at = np.flatnonzero((table != unknown).any(1))
-                tensors[f"{name}.{order}"], tensors[f"{name}.{order}.at"] = (
-                    table[at].astype(np.float16),
-                    at.astype(np.int32),
-                )
+                tensors[f"{name}.{order}"] = table[at].astype(np.float16)
+                tensors[f"{name}.{order}.at"] = at.astype(np.int32)
         return save(tensors)
 
     @staticmethod

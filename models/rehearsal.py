@@ -66,6 +66,13 @@ def rehearse(
     copies: Copies,
     earlier: Forward,
 ) -> Rehearsal:
+    """Weigh the parts on the judged messages, and on half of them for the figures of the other half.
+
+    Args:
+        shallow: the parts beside the encoder, fitted on the older messages.
+        encoded: the encoder's log odds of the judged messages, then of their copies; None without one.
+        earlier: what fits on less of the past predicted.
+    """
     judged = parts.judged
     clean = shallow.logits(data, judged, None if encoded is None else encoded[: len(judged)])
     rough = shallow.read(copies.views, copies.features, None if encoded is None else encoded[len(judged) :])

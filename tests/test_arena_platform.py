@@ -198,10 +198,11 @@ def test_a_probe_that_answers_short_is_refused() -> None:
 @given(st.integers(0, 2**31), st.sampled_from(OBFUSCATIONS), st.floats(0, 1))
 def test_obfuscation_spares_links_and_changes_something(seed: int, how: str, rate: float) -> None:
     text = "scan the square code at relay-atlas.io/x7 before saturday evening"
-    hidden = obfuscate(Random(seed), text, how, rate)
-    assert "relay-atlas.io/x7" in hidden
-    if how in ("spacing", "dots"):  # the others draw letter by letter, and may draw none
-        assert hidden != text
+    # Some ways draw letter by letter and may draw none, but not every time.
+    times = 1 if how in ("spacing", "dots") else 40
+    hidden = [obfuscate(Random(seed + i), text, how, rate) for i in range(times)]
+    assert all("relay-atlas.io/x7" in one for one in hidden)
+    assert any(one != text for one in hidden)
 
 
 def test_every_policy_has_pitches_kept_for_the_attack() -> None:

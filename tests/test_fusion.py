@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import bundle, fusion, rehearsal, shallow
+from models import bundle, fusion, markov, rehearsal, shallow
 from models.dataset import LARGEST_HELD, Dataset, forward, load, split
 from models.detector import Detector
 from models.fusion import Fusion, Limits, Slice, Voice
@@ -174,6 +174,26 @@ def test_as_much_abuse_is_held_as_vouches_for_a_first_stage_where_there_is_that_
     data = load(plan)
     held = [int(data.abusive[split(data, seed).held].sum()) for seed in range(12)]
     assert np.mean(held) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_newest_count_twice_in_what_is_served_and_once_in_the_rehearsal(tmp_path: Path) -> None:
+    data, _ = toy_data(tmp_path)
+    parts = split(data, 1)
+    before, after, _ = shallow.fit_shallow(spec(tmp_path), data, parts)
+
+    def counted(rows: npt.NDArray[np.int64], times: npt.NDArray[np.float32]) -> markov.Markov:
+        return markov.fit(
+            [data.views[i].canonical for i in rows], data.targets[rows], times * data.weight[rows]
+        )
+
+    once, every = np.ones(len(parts.older), np.float32), parts.everything
+    twice = np.where(np.isin(every, parts.newest), 2, 1).astype(np.float32)
+    for fitted, expected in ((before, counted(parts.older, once)), (after, counted(every, twice))):
+        for seen, right in zip(fitted.markov.seen, expected.seen, strict=True):
+            np.testing.assert_array_equal(seen, right)
+    material = shallow.Material.made(spec(tmp_path), data, parts)
+    linear = material.linear(every, start=material.linear(parts.older))
+    assert not np.allclose(after.linear.weights, linear.weights, atol=1e-3)
 
 
 @pytest.mark.parametrize("helpful", [True, False])

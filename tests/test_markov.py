@@ -94,3 +94,8 @@ def test_it_survives_being_written_down(model: Markov) -> None:
     np.testing.assert_array_equal(again.logits(TEXTS), model.logits(TEXTS))
     assert model.logits([]).shape == (0, 1)
     assert len(model.to_bytes()) < 100_000
+
+
+def test_an_answer_is_the_same_among_ten_thousand(model: Markov) -> None:
+    together = model.logits(["notes of the usual place", *TEXTS] * 1_500)
+    np.testing.assert_allclose(together[-7:], model.logits(["notes of the usual place", *TEXTS]), atol=1e-5)
