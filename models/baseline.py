@@ -5,13 +5,13 @@ It trains beside the deep model and is served in its place when it is as good; i
 that `models.fusion` weighs. Hashing is plain array arithmetic over the whole batch: about 10 us a message.
 
 A mean over a message can be diluted: enough kind words, and the abuse among them is a detail. So a text is
-hashed in pieces, and of a long one the loudest stretch speaks beside the whole.
+hashed in pieces, and of a long one the loudest stretches speak beside the whole.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,9 +30,13 @@ GRAMS = (2, 3, 4, 5)
 LEAST_MESSAGES = 2
 PIECE = 64
 """Characters of a piece, about a dozen words: a short lure and little else."""
-STRETCHES = ((4, 3.0), (10, 1.0))
-"""Pieces of a stretch, and by how much its log odds must exceed those of the whole to be listened to: a long
-text has many stretches, and the shorter they are, the odder is the oddest of a benign one."""
+STRETCHES = ((3, 0.2), (8, 0.4))
+"""Pieces of a stretch, and how much the loudest of them has to say of a longer text; the rest is for the
+whole. A long text has many stretches, and the loudest of a benign one is loud by chance: it speaks beside the
+whole, not in its place."""
+BURIED = ((4, 3.0), (8, 0.5))
+"""Pieces of a stretch, and by how much its log odds must exceed all that for it to speak alone: abuse between
+benign words. The shorter the stretches, the odder is the oddest of a benign text."""
 LEARNT_STRETCH = 6
 """Pieces of the stretches that are learnt from, a few sentences. A text of more pieces is long."""
 _PIECES = re.compile(rf".{{1,{PIECE}}}(?:\s|$)|.{{1,{PIECE}}}", re.DOTALL)
@@ -131,11 +135,7 @@ class Linear:
             return np.asarray(np.maximum.reduceat(found, first))
 
         whole = self._whole(np.repeat(np.arange(len(canonical)), size)[row], bucket, len(canonical))
-        logits = whole
-        for width, lead in STRETCHES:
-            long = (size > width)[:, None]
-            if long.any():
-                logits = np.where(long, np.maximum(logits, loudest(width) - lead), logits)
+        logits = _weighed(whole, loudest, size)
         return Heard(logits, np.maximum(np.maximum(loudest(1), loudest(2)), whole))
 
     def _whole(self, text: Places, bucket: Places, number: int) -> Floats:
@@ -179,6 +179,20 @@ class Linear:
 
         tensors = load(data)
         return Linear(tensors["weights"], tensors["scale"], tensors["bias"])
+
+
+def _weighed(whole: Floats, loudest: Callable[[int], Floats], size: Places) -> Floats:
+    """What is said of texts of so many pieces: the loudest stretches beside the whole, or one alone."""
+    logits = whole
+    for width, share in STRETCHES:
+        long = (size > width)[:, None]
+        if long.any():
+            logits = np.where(long, logits + share * np.maximum(0, loudest(width) - whole), logits)
+    for width, lead in BURIED:
+        long = (size > width)[:, None]
+        if long.any():
+            logits = np.where(long, np.maximum(logits, loudest(width) - lead), logits)
+    return logits
 
 
 def _cut(canonical: Sequence[str]) -> tuple[list[str], Places, Places]:

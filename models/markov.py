@@ -29,8 +29,8 @@ DISCOUNT = 0.75
 """Taken of every count, for what has not been seen to follow."""
 UNSEEN = 1 / 500
 """Probability of a character of which nothing is known."""
-WINDOW, LEAD = 640, 2.0
-"""Characters of a stretch of a long text, and by how much the loudest must exceed the whole to be heard."""
+WINDOW, LEAD = 640, 1.0
+"""Characters of a stretch of a long text, and by how much the loudest must exceed all else to be heard."""
 _DAMPING = 3
 """Characters added to the length: a word or two is little evidence."""
 _BEGIN, _END = "\x02", " \x03"
@@ -96,14 +96,15 @@ class Markov:
 
         Kind words around the abuse do not hide it: of a text of up to `WINDOW` characters the passage speaks
         whose ratio is largest (as in Page's CUSUM: Continuous Inspection Schemes, Biometrika 41, 1954). In a
-        long text some passage always sounds odd: there it is the whole, or a loud stretch.
+        long text some passage always sounds odd: there the whole has as much to say, or it is a loud stretch.
         """
         if not len(canonical):
             return np.zeros((0, self.policies), np.float32)
         read = _Read.of(canonical)
         before = np.concatenate([np.zeros((1, self.policies)), np.cumsum(self._ratios(read), axis=0)])
         whole = before[read.first + read.size] - before[read.first]
-        found = np.where((read.size > WINDOW)[:, None], whole, _loudest_passage(before, read))
+        passage = _loudest_passage(before, read)
+        found = np.where((read.size > WINDOW)[:, None], (whole + passage) / 2, passage)
         found = _damped(found, read.size)
         long = np.flatnonzero(read.size > WINDOW)
         if len(long):

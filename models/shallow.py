@@ -28,8 +28,8 @@ PADDED, PADDED_WEIGHT = 0.4, 0.5
 """Share of messages that linear model and trees also see padded with benign ones, and what such a copy
 weighs. Without them a long message looks benign by its length alone, and three kind words before a lure hide
 it."""
-SHORT = baseline.PIECE * baseline.STRETCHES[0][0]
-"""Characters of a message that is heard as a whole."""
+SHORT = baseline.PIECE * baseline.BURIED[0][0]
+"""Characters of a message in which no stretch speaks alone."""
 
 
 @dataclass(frozen=True)

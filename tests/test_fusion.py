@@ -220,7 +220,7 @@ def weighed(folder: Path, data: Dataset, logits: dict[str, npt.NDArray[np.float3
     rows = np.arange(len(data.views))
     none, empty = {part: z[:0] for part, z in logits.items()}, np.array([], np.int64)
     earlier = shallow.Forward(empty, {part: z for part, z in none.items() if part != "encoder"})
-    copies = rehearsal.Copies([], None, empty, empty.astype(bool), empty.astype(float))
+    copies = rehearsal.Copies([], None, empty, empty.astype(bool))
     return rehearsal.weigh(spec(folder), logits, data, rows, copies, none, earlier)
 
 
@@ -236,6 +236,20 @@ def test_the_encoder_is_heard_as_loudly_as_it_catches_more(tmp_path: Path) -> No
     assert min(shares(said(data, 4.0, 1.0))) >= 0.25
     assert max(shares(linear)) == pytest.approx(rehearsal.ENCODER_SHARES[0], rel=1e-3)
     assert max(shares(said(data, -2.0, 4.0))) == pytest.approx(rehearsal.ENCODER_SHARES[0], rel=1e-3)
+
+
+def test_linear_and_markov_models_are_weighed_half_way_to_equal(tmp_path: Path) -> None:
+    data, _ = toy_data(tmp_path)
+    logits = {"linear": said(data, 3.0, 1.5), "markov": said(data, 1.0, 2.0), "trees": said(data, 2.0, 1.0)}
+    plain = fusion.fit_voice(tuple(logits), logits, data.targets, data.stands_for)
+    voice = weighed(tmp_path, data, logits)["fusion"]
+    assert voice.parts == plain.parts
+    linear, markov_, trees = np.asarray(plain.weights).T
+    assert (linear > 1.5 * markov_).all()
+    found = np.asarray(voice.weights).T
+    np.testing.assert_allclose(found[0] - found[1], (linear - markov_) / 2, atol=1e-5)
+    np.testing.assert_allclose(found[0] + found[1], linear + markov_, atol=1e-5)
+    np.testing.assert_allclose(found[2], trees, atol=1e-5)
 
 
 def test_the_quietest_of_those_that_catch_nearly_as_much_is_chosen() -> None:
