@@ -15,7 +15,6 @@ import random
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -73,7 +72,7 @@ def disturbed(
     for place, view in zip(changed, views(list(changed.values())), strict=True):
         seen[place] = view
     for place in np.flatnonzero(draws[:, 2] < RANDOM_LEVEL).tolist():
-        seen[place] = replace(seen[place], level=pick.randrange(LEVELS))
+        seen[place] = seen[place]._replace(level=pick.randrange(LEVELS))
     return seen
 
 

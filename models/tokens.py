@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -44,8 +44,7 @@ def into_buckets(hashes: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.in
     return (mixed >> np.uint64(64 - bits)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A message as models read it: its canonical form, how much was changed to get there (0 to 3), and, where
     anything was, the text as it was sent.
     """
@@ -66,8 +65,8 @@ def views(messages: Sequence[str]) -> list[View]:
     found = text.read_many(cut)
     levels = np.searchsorted(LEVEL_EDGES, [reading.obfuscation for reading in found], side="left")
     return [
-        View(reading.canonical, int(level), sent if level else "")
-        for sent, reading, level in zip(cut, found, levels, strict=True)
+        View(reading.canonical, level, sent if level else "")
+        for sent, reading, level in zip(cut, found, levels.tolist(), strict=True)
     ]
 
 
