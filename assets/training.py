@@ -145,6 +145,7 @@ def candidate_model(
 
     candidate = context.partition_key
     settings = env.settings
+    signer = signer_of(settings)  # one that will not do is better known before the training than after it
     folder = work_folder(env, candidate)
     folder.mkdir(parents=True, exist_ok=True)
     dataset = folder / "dataset.parquet"
@@ -177,7 +178,7 @@ def candidate_model(
         memory_mb=settings.training_memory_mb,
     )
     result = trainer.train(context, pipes, spec)
-    signer_of(settings).sign(Path(result["bundle"]))
+    signer.sign(Path(result["bundle"]))
     model_id = publish(env.store, Path(result["bundle"]), trust_of(settings))
     state.advance_candidate(
         env.store, candidate, "trained", env.clock.now(), f"trained as {model_id}",
@@ -238,7 +239,8 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     budget, reports, acted = env.settings.fpr_budget, {}, {}
     for role, detector in detectors.items():
         scores = detector.score(held["text"].to_list(), features_for(detector, held))
-        reports[role] = judging.judge(held, scores, detector.thresholds, detector.policies)
+        # All by today's policies: a champion of yesterday's is judged by whom it acts on, like any other.
+        reports[role] = judging.judge(held, scores, detector.thresholds, env.settings.policies)
         acted[role] = judging.acted_on(scores, detector.thresholds)
     compared = []
     if "champion" in acted:

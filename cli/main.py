@@ -82,8 +82,14 @@ def _home(
         os.environ["RQ_HOME"] = str(home.resolve())
 
 
-def _open() -> tuple[Settings, ObjectStore]:
+def _open(*, create: bool = False) -> tuple[Settings, ObjectStore]:
+    """The settings and the store of this home; `create` one where there is none."""
     settings = load_settings()
+    if not create and settings.store_url is None and not settings.home.exists():
+        raise InvalidInput(
+            f"there is no home at {settings.home}: `make demo` or `make ui` makes one, --home or RQ_HOME "
+            "names another"
+        )
     try:
         return settings, open_store(settings)
     except OSError as error:
@@ -182,7 +188,7 @@ def import_(
     from arena import demo as arena_demo
     from redqueen.importing import Columns
 
-    settings, _ = _open()
+    settings, _ = _open(create=True)
     columns = Columns(text=tuple(text.split(",")) if text else None, time=time, label=label, actor=actor)
     arena_demo.import_only(
         settings, data, columns, policy=policy, where=where, window=window.value, undated=undated.value,
@@ -350,16 +356,19 @@ def _why_candidate(store: ObjectStore, name: str, indent: int = 0) -> None:
 @app.command()
 def doctor() -> None:
     """Check settings, store, clock, models and alerts, and say what is wrong."""
+    from models.bundle import problem
+    from models.signing import keys_told, trust_of
     from redqueen.doctor import examine
 
     try:
         settings = load_settings()
     except ValidationError as error:
-        for problem in _problems(error):
-            err.print(f"[red]broken[/]  settings    {escape(problem)}")
+        for said in _problems(error):
+            err.print(f"[red]broken[/]  settings    {escape(said)}")
         raise typer.Exit(1) from None
     broken = False
-    for finding in examine(settings):
+    trust = trust_of(settings)
+    for finding in examine(settings, lambda store, model: problem(store, model, trust), keys_told(settings)):
         mark = {True: "[green]fine[/]  ", None: "[yellow]note[/]  ", False: "[red]broken[/]"}[finding.ok]
         out.print(f"{mark}  {finding.name:11} {escape(finding.message)}")
         broken |= finding.ok is False
@@ -408,13 +417,21 @@ def rollback(
     pause_hours: Annotated[
         float, typer.Option(help="Nothing is promoted for this long.", min=0, max=8760)
     ] = 12.0,
+    force: Annotated[bool, typer.Option("--force", help="Also to a model that does not verify.")] = False,
 ) -> None:
     """Take back the candidate on its way; with none on its way, go back to the model that was live before."""
+    from models.bundle import problem
+    from models.signing import trust_of
     from redqueen.operate import roll_back
 
     settings, store = _open()
     now = open_clock(settings, store).now()
-    after = roll_back(store, now, getpass.getuser(), reason, pause_hours)
+
+    def damaged(model_id: str) -> str:
+        found = "" if force else problem(store, model_id, trust_of(settings))
+        return f"{found}. --force goes back to it all the same" if found else ""
+
+    after = roll_back(store, now, getpass.getuser(), reason, pause_hours, damaged)
     out.print(escape(after.message))
 
 
@@ -437,6 +454,11 @@ def main() -> None:
             raise
         for problem in _problems(error):
             err.print(f"[red]Settings[/]: {escape(problem)}")
+        raise SystemExit(1) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        err.print(f"[red]{type(error).__name__}[/]: {escape(f'{error.filename}: {error.strerror}')}")
         raise SystemExit(1) from None
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from redqueen.clock import open_clock
 from redqueen.settings import Settings
@@ -30,41 +30,49 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         from models import registry
 
         found = registry.entries(open_home()[1])
+        if not found and not as_json:
+            out.print("No model has been trained in this home yet.")
+            return
         if as_json:
             typer.echo(json.dumps([vars(entry) for entry in found], indent=1))
             return
-        table = Table("model", "role", "candidate", "made", "serves", "parent")
+        table = Table(_whole("model"), "role", "candidate", "made", "serves", _whole("parent"))
         for e in found:
             made = e.created_at[:16] or f"[red]{escape(e.problem)}[/]"
             table.add_row(e.model_id, e.role, e.candidate or "-", made, e.selected, e.parent or "-")
         out.print(table)
 
     @app.command()
-    def show(model: Annotated[str, typer.Argument(help="A model id.")]) -> None:
+    def show(model: Annotated[str, typer.Argument(help="A model id, or how just one begins.")]) -> None:
         """One model: where it comes from, its thresholds, and its model card."""
         from models import registry
-        from models.bundle import CARD, prefix
+        from models.signing import trust_of
 
-        store = open_home()[1]
-        found = registry.describe(store, model)
+        settings, store = open_home()
+        model = registry.resolve(store, model)
+        found = registry.describe(store, model, settings.home / "cache", trust_of(settings))
         told = found.manifest
         for name in ("model_id", "selected", "created_at", "parent", "snapshot", "code_version"):
             out.print(f"[bold]{name:16}[/] {escape(str(getattr(told, name) or '-'))}")
         out.print(f"[bold]{'features':16}[/] {len(told.feature_names)}, version {told.features_version}")
         cuts = ", ".join(f"{policy} {cut:.3f}" for policy, cut in found.thresholds.items())
         out.print(f"[bold]{'thresholds':16}[/] {cuts}\n")
-        out.print(store.get(prefix(model) + CARD).data.decode(), markup=False)
+        out.print(found.card, markup=False)
 
     @app.command()
     def diff(
-        before: Annotated[str, typer.Argument(help="A model id.")],
+        before: Annotated[str, typer.Argument(help="A model id, or how just one begins.")],
         after: Annotated[str, typer.Argument(help="Another.")],
     ) -> None:
         """What changed from one model to another."""
         from models import registry
+        from models.signing import trust_of
 
-        table = Table("what", before, after)
-        for change in registry.diff(open_home()[1], before, after):
+        settings, store = open_home()
+        before, after = registry.resolve(store, before), registry.resolve(store, after)
+        table = Table(Column("what", overflow="fold"), before, after)
+        changes = registry.diff(store, before, after, settings.home / "cache", trust_of(settings))
+        for change in changes:
             table.add_row(change.what, _short(change.before), _short(change.after))
         out.print(table)
 
@@ -74,7 +82,7 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
             bool, typer.Option("--apply", help="Remove; without it only say what would go.")
         ] = False,
         keep_days: Annotated[
-            float, typer.Option(min=0, help="Keep whatever was made within so many days.")
+            float, typer.Option(min=0, max=36_500, help="Keep whatever was made within so many days.")
         ] = 30,
     ) -> None:
         """Remove models that nothing needs; never what is live, on its way, to go back to, or a parent."""
@@ -87,10 +95,17 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
             out.print(f"keep    {model_id}  {escape(why)}")
         for model_id in (*found.models, *found.orphans):
             out.print(f"{'removed' if apply else 'would go'}  {model_id}")
-        if not apply and (found.models or found.orphans):
+        if not (found.models or found.orphans):
+            out.print("nothing to remove")
+        elif not apply:
             out.print("nothing was removed; --apply removes")
 
     parent.add_typer(app, name="models")
+
+
+def _whole(title: str) -> Column:
+    """A column of ids: half of one helps nobody."""
+    return Column(title, no_wrap=True, overflow="fold", min_width=14)
 
 
 def _short(value: object) -> str:

@@ -89,7 +89,7 @@ class Heard:
     Attributes:
         logits: its answer.
         loudest: the loudest part of each text: a piece, two neighbours, or the whole. Words before or after
-            the abuse cannot make it quieter.
+            the abuse do not dilute it, though they move where a piece begins.
     """
 
     logits: Floats

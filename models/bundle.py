@@ -12,11 +12,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from models.signing import SIGNATURE, Trust
@@ -36,6 +38,8 @@ ONNX_INT8, CASCADE = "encoder.int8.onnx", "cascade.json"
 
 IDENTITY = (ENCODER, NETWORK, ONNX, READER, LINEAR, MARKOV, TREES, FUSION, ONNX_INT8, CASCADE)
 """The files that decide what a model answers; `model_id` hashes them, and not metrics, prose or times."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 REQUIRED = (LINEAR, FUSION, METRICS, CARD)
 
@@ -89,8 +93,9 @@ class Manifest:
             for name in ("policies", "feature_names"):
                 values[name] = tuple(values[name])
             manifest = Manifest(**values)
+            manifest._check_types()
             same = manifest.to_bytes() == data
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not a bundle's manifest: {error}") from None
         if not same:
             raise BundleError(f"{MANIFEST} was changed after it was written: its own digest does not hold")
@@ -99,6 +104,25 @@ class Manifest:
                 f"{MANIFEST} has format {manifest.format}; this version reads {FORMAT}: train a new model"
             )
         return manifest
+
+    def _check_types(self) -> None:
+        plain = ("model_id", "features_version", "selected", "snapshot", "code_version", "created_at")
+        for name in plain:
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} is no text")
+        if not isinstance(self.files, dict) or not all(isinstance(v, str) for v in self.files.values()):
+            raise TypeError("files is no table of digests")
+        if not all(isinstance(name, str) for name in (*self.policies, *self.feature_names)):
+            raise TypeError("policies and feature_names are no names")
+        if self.parent is not None and (not isinstance(self.parent, str) or not _is_plain(self.parent)):
+            raise TypeError("parent is no model id")
+        if datetime.fromisoformat(self.created_at).tzinfo is None:
+            raise ValueError("created_at has no time zone")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file in a folder, and nothing outside."""
+    return _PLAIN.fullmatch(name) is not None and name not in (".", "..")
 
 
 def _sha256(data: bytes) -> str:
@@ -215,12 +239,7 @@ def check_names(manifest: Manifest) -> None:
     content's.
     """
     for name in manifest.files:
-        if (
-            not isinstance(name, str)
-            or PurePosixPath(name).name != name
-            or "\\" in name
-            or name in (".", "..")
-        ):
+        if not _is_plain(name):
             raise BundleError(f"'{name}' would leave the folder")
     needed = {*REQUIRED, *(ENCODER_FILES if set(ENCODER_FILES) & manifest.files.keys() else ())}
     if missing := sorted(needed - manifest.files.keys()):
@@ -251,32 +270,60 @@ def publish(store: ObjectStore, folder: Path, trust: Trust) -> str:
     """Verify a signed bundle and put it into the store; returns its `model_id`.
 
     The manifest goes last: a model without one is not there. A model that is there already stays as it is,
-    since the same id answers the same.
+    since the same id answers the same; one that was damaged, or is of a key that is no longer trusted, is
+    replaced.
     """
     manifest, contents = read(folder, trust)
     at = prefix(manifest.model_id)
     if store.exists(at + MANIFEST):
-        return manifest.model_id
+        if not problem(store, manifest.model_id, trust):
+            return manifest.model_id
+        store.delete(at + MANIFEST)
     contents[SIGNATURE] = (folder / SIGNATURE).read_bytes()
     for name, data in sorted(contents.items()):
         try:
             store.put_if_absent(at + name, data)
         except Conflict:
-            # Left by an upload that died before its manifest, so nobody relies on it.
+            # Left by an upload that died, or damaged: without a manifest nobody relies on it.
             if store.get(at + name).data != data:
                 store.put(at + name, data)
     with contextlib.suppress(Conflict):
         store.put_if_absent(at + MANIFEST, manifest.to_bytes())
+    if why := problem(store, manifest.model_id, trust):
+        raise BundleError(f"another upload of the same model came in between; publish again: {why}")
     return manifest.model_id
 
 
 def load_manifest(store: ObjectStore, model_id: str) -> Manifest:
     """A published model's manifest; raises `NotFound` or `BundleError`."""
-    manifest = Manifest.from_bytes(store.get(prefix(model_id) + MANIFEST).data)
-    check_names(manifest)
-    if manifest.model_id != model_id:
-        raise BundleError(f"{prefix(model_id)} holds {manifest.model_id}: it was moved or overwritten")
+    sealed = store.get(prefix(model_id) + MANIFEST).data
+    try:
+        manifest = Manifest.from_bytes(sealed)
+        check_names(manifest)
+        if manifest.model_id != model_id:
+            raise BundleError(f"it holds {manifest.model_id}: it was moved or overwritten")
+    except BundleError as error:
+        raise _refused(model_id, error) from None
     return manifest
+
+
+def _refused(model_id: str, why: object) -> BundleError:
+    return BundleError(
+        f"{prefix(model_id)} in the store is refused: {why}. Publish it again or train another; `redqueen "
+        "doctor` says whether the one before it is whole"
+    )
+
+
+def problem(store: ObjectStore, model_id: str, trust: Trust) -> str:
+    """Why the store's copy of a model cannot be loaded, whatever a cache still holds; empty if it can."""
+    with tempfile.TemporaryDirectory(prefix="rq-bundle-") as cache:
+        try:
+            fetch(store, model_id, Path(cache), trust)
+        except NotFound:
+            return f"there is no model {model_id} in the store"
+        except BundleError as error:
+            return str(error)
+    return ""
 
 
 def fetch(store: ObjectStore, model_id: str, cache: Path, trust: Trust) -> Path:
@@ -299,7 +346,10 @@ def fetch(store: ObjectStore, model_id: str, cache: Path, trust: Trust) -> Path:
         (scratch / MANIFEST).write_bytes(manifest.to_bytes())
         with contextlib.suppress(BundleError):  # that it is missing is for `verify` to say
             (scratch / SIGNATURE).write_bytes(_part(store, model_id, SIGNATURE))
-        verify(scratch, trust)
+        try:
+            _read(scratch, trust)
+        except BundleError as error:
+            raise _refused(model_id, error) from None
         _settle(scratch, target, trust)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -310,9 +360,7 @@ def _part(store: ObjectStore, model_id: str, name: str) -> bytes:
     try:
         return store.get(prefix(model_id) + name).data
     except NotFound:
-        raise BundleError(
-            f"'{name}' of {model_id} is missing in the store: publish the bundle again"
-        ) from None
+        raise _refused(model_id, f"'{name}' is missing") from None
 
 
 def _settle(scratch: Path, target: Path, trust: Trust) -> None:

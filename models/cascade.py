@@ -5,7 +5,7 @@ and the watch over what was settled. Which messages go on to the encoder is deci
 
 **Padding.** A mean over a message can be diluted: enough kind words, and the abuse among them is a detail.
 So the text is read in pieces too, and the loudest of them has its say: a piece, two neighbours, or the whole.
-Words before or after the abuse cannot make it quieter.
+Words before or after the abuse do not dilute it, though they move where a piece begins.
 
 **The cut.** A miss is a message that the whole model would act on and the first stage settles. On held-out
 abuse, one message a near-duplicate group, each as it is and in every disguise of `redqueen.attacks` and

@@ -124,8 +124,13 @@ def load(spec: TrainingSpec) -> Dataset:
         stands_for=(table["weight"].fill_null(1).cast(pl.Float64) / table["inclusion"]).to_numpy(),
         group=_families(table),
         synthetic=table["event_id"].str.starts_with("hard:").to_numpy(),
-        features=None if matrix is None else np.ascontiguousarray(matrix.to_numpy()),
+        features=None if matrix is None else _finite(matrix.to_numpy()),
     )
+
+
+def _finite(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """An infinite value says no more than that it is not known."""
+    return np.ascontiguousarray(np.where(np.isinf(features), np.float32(np.nan), features))
 
 
 def _families(table: pl.DataFrame) -> Rows:
@@ -142,7 +147,8 @@ def _families(table: pl.DataFrame) -> Rows:
 class Split:
     """Which rows do what; all sorted by time. `judged` is the later, unrelated part of `newest`.
 
-    `held_weight` is what each held message stands for in the traffic.
+    `held_weight` is what each held message stands for in the traffic; `rates` are the shares of benign and of
+    abusive groups that are held. With the same seed a set holds what another one holds at lower rates.
     """
 
     older: Rows
@@ -150,6 +156,7 @@ class Split:
     judged: Rows
     held: Rows
     held_weight: npt.NDArray[np.float64]
+    rates: tuple[float, float]
 
     @property
     def everything(self) -> Rows:
@@ -166,18 +173,19 @@ def split(data: Dataset, seed: int) -> Split:
     n_benign = max(1, len(has_abuse) - n_abuse)
     families = max(1, len(np.unique(data.group[has_abuse & (size[inverse] <= LARGEST_HELD)])))
     vouching = FAMILIES_VOUCHING / families
-    rate = np.where(
-        has_abuse,
-        max(min(HELD_ABUSE, MOST_HELD_ABUSE / n_abuse), vouching if vouching <= MOST_VOUCHING else 0.0),
+    rates = (
         min(HELD_BENIGN, MOST_HELD_BENIGN / n_benign),
+        max(min(HELD_ABUSE, MOST_HELD_ABUSE / n_abuse), vouching if vouching <= MOST_VOUCHING else 0.0),
     )
+    rate = np.where(has_abuse, rates[1], rates[0])
     held_group = (draw < rate) & (size[inverse] <= LARGEST_HELD)
     held = np.flatnonzero(held_group & ~data.synthetic)
     rest = np.flatnonzero(~held_group)
     at = int(len(rest) * (1 - NEWEST))
     older, newest = rest[:at], rest[at:]
     # Each kind of group stands for those of its kind that were not held.
-    return Split(older, newest, _unrelated(data, newest, older), held, data.stands_for[held] / rate[held])
+    weight = data.stands_for[held] / rate[held]
+    return Split(older, newest, _unrelated(data, newest, older), held, weight, rates)
 
 
 def forward(data: Dataset, older: Rows) -> list[tuple[Rows, Rows]]:

@@ -265,7 +265,9 @@ class Trainer:
         )
         self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in self.epochs)])
         # Abuse is rare: weigh it up, but by the root, or the few mislabelled messages rule the gradient.
-        positive = (examples.targets * examples.weight[:, None]).sum(0) / max(examples.weight.sum(), 1e-9)
+        learnt = np.unique(np.concatenate(self.epochs))
+        weight = examples.weight[learnt]
+        positive = (examples.targets[learnt] * weight[:, None]).sum(0) / max(weight.sum(), 1e-9)
         self.positive_weight = torch.tensor(
             np.clip(np.sqrt(1 / np.maximum(positive, 1e-4)), 1, 6), dtype=torch.float32, device=self.device
         )
@@ -294,7 +296,9 @@ class Trainer:
     def _disturbed(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> list[View]:
         seen, config = self.examples, self.config
         most = CHARACTERS_A_PLACE * config.max_tokens
-        return disturbed(seen.views, seen.texts, rows, self.benign, config.noise, config.padding, most, rng)
+        # Of other messages than this epoch's nothing may be learnt yet, and of the held ones never.
+        benign = np.intersect1d(self.benign, rows)
+        return disturbed(seen.views, seen.texts, rows, benign, config.noise, config.padding, most, rng)
 
     def _rate(self, step: int) -> float:
         """Warm up over a twentieth of the steps, then fall along a cosine to a tenth; in the rehearsal, and

@@ -346,12 +346,14 @@ def share(acted: npt.NDArray[np.bool_], of: npt.NDArray[np.bool_], weight: Float
 
 
 def pr_auc(score: Floats, positive: npt.NDArray[np.bool_], weight: Floats) -> float | None:
-    """Average precision, weighted; None without positives."""
+    """Average precision, weighted; None without positives. Equal scores are one step: their order means
+    nothing.
+    """
     if not positive.any():
         return None
-    order = np.argsort(-score, kind="stable")
-    hits = (weight * positive)[order]
-    precision = np.cumsum(hits) / np.maximum(np.cumsum(weight[order]), 1e-12)
+    steps, place = np.unique(-score, return_inverse=True)
+    hits = np.bincount(place, weight * positive, len(steps))
+    precision = np.cumsum(hits) / np.maximum(np.cumsum(np.bincount(place, weight, len(steps))), 1e-12)
     return round(float((precision * hits).sum() / hits.sum()), 5)
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from models.bundle import FUSION, MANIFEST, METRICS, Manifest, load_manifest, prefix
+from models import bundle
+from models.bundle import CARD, FUSION, MANIFEST, METRICS, Manifest, load_manifest, prefix
+from models.signing import Trust
 from redqueen import state
-from redqueen.errors import BundleError, NotFound
+from redqueen.errors import BundleError, InvalidInput, NotFound
 from redqueen.store import ObjectStore
 
 ROOT = "models/"
@@ -64,7 +67,13 @@ def entries(store: ObjectStore) -> list[Entry]:
 
 
 def _by_model(store: ObjectStore) -> dict[str, Mapping[str, Any]]:
-    return {c["model_id"]: c for c in state.all_candidates(store) if c.get("model_id")}
+    """The candidate of each model; of several with the same model one that may still move, or the last."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in state.all_candidates(store):
+        known = found.get(record.get("model_id") or "")
+        if record.get("model_id") and (known is None or known["status"] in state.FINISHED):
+            found[record["model_id"]] = record
+    return found
 
 
 def _roles(store: ObjectStore) -> dict[str, str]:
@@ -78,25 +87,40 @@ def _roles(store: ObjectStore) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Model:
-    """A manifest with what the bundle measured of itself and at which thresholds it acts."""
+    """A manifest with what the bundle measured of itself, at which thresholds it acts, and its card."""
 
     manifest: Manifest
     metrics: dict[str, Any]
     thresholds: dict[str, float]
+    card: str
 
 
-def describe(store: ObjectStore, model_id: str) -> Model:
-    """One published model.
+def describe(store: ObjectStore, model_id: str, cache: Path, trust: Trust) -> Model:
+    """One published model, verified as before a load.
 
     Raises:
         NotFound: there is no such model.
-        BundleError: its manifest does not hold.
+        BundleError: it does not verify: what it says of itself may be anything.
     """
-    manifest = load_manifest(store, model_id)
-    metrics = json.loads(store.get(prefix(model_id) + METRICS).data)
-    fusion = json.loads(store.get(prefix(model_id) + FUSION).data)
-    cuts = dict(zip(manifest.policies, map(float, fusion["thresholds"]), strict=True))
-    return Model(manifest, metrics, cuts)
+    manifest, files = bundle.read(bundle.fetch(store, model_id, cache, trust), trust)
+    cuts = map(float, json.loads(files[FUSION])["thresholds"])
+    thresholds = dict(zip(manifest.policies, cuts, strict=True))
+    return Model(manifest, json.loads(files[METRICS]), thresholds, files[CARD].decode())
+
+
+def resolve(store: ObjectStore, given: str) -> str:
+    """The id that `given` names: a whole one, or the beginning of just one.
+
+    Raises:
+        InvalidInput: there is none, or several begin so.
+    """
+    known = ids(store)
+    found = [m for m in known if m == given] or [m for m in known if given and m.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InvalidInput(f"there is no model '{given}': `redqueen models list` shows all {len(known)}")
+    raise InvalidInput(f"'{given}' may be any of {', '.join(found)}")
 
 
 @dataclass(frozen=True)
@@ -108,9 +132,11 @@ class Change:
     after: Any
 
 
-def diff(store: ObjectStore, before: str, after: str) -> list[Change]:
-    """What changed from one model to another: provenance, features, files, thresholds, figures."""
-    old, new = describe(store, before), describe(store, after)
+def diff(store: ObjectStore, before: str, after: str, cache: Path, trust: Trust) -> list[Change]:
+    """What changed from one model to another: provenance, features, files, thresholds, figures; raises as
+    `describe`.
+    """
+    old, new = (describe(store, model_id, cache, trust) for model_id in (before, after))
     changes = [
         Change(name, getattr(old.manifest, name), getattr(new.manifest, name))
         for name in ("selected", "snapshot", "code_version", "parent", "created_at", "features_version")
@@ -154,7 +180,11 @@ class Garbage:
 
 
 def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> Garbage:
-    """Which models may go, and why each other one stays. Changes nothing."""
+    """Which models may go, and why each other one stays. Changes nothing.
+
+    Raises:
+        BundleError: a model that is needed cannot be read: which others it needs is not known.
+    """
     keep = _needed(store)
     candidates, old = _by_model(store), now - timedelta(days=keep_days)
     since = {k: datetime.fromisoformat(v) for k, v in state.read(store, ORPHANS_KEY).items()}
@@ -170,7 +200,9 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
                 orphans.append(model_id)
             else:
                 keep[model_id] = "its upload may still be under way"
-        elif _made(store, model_id) > old:
+        elif (made := _made(store, model_id)) is None:
+            keep[model_id] = "it was tampered with: evidence, until a person has looked at it"
+        elif made > old:
             keep[model_id] = f"made within {keep_days:g} days"
         else:
             models.append(model_id)
@@ -179,26 +211,35 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
 
 def _needed(store: ObjectStore) -> dict[str, str]:
     """What is live, on its way or to be gone back to, and the ancestors of these, each with the reason."""
-    needed = {model_id: f"it is the {role}" for model_id, role in _roles(store).items()}
+    roles = _roles(store)
+    needed = {model_id: f"it is the {role}" for model_id, role in roles.items()}
     waiting = list(needed)
     while waiting:
         child = waiting.pop()
         try:
             parent = load_manifest(store, child).parent
-        except (NotFound, BundleError):
+        except NotFound:
+            if child in roles:
+                raise BundleError(
+                    f"{child}, {needed[child].removeprefix('it is ')}, is not in the store, so its parents "
+                    "are not known and nothing is removed: `redqueen doctor`"
+                ) from None
             continue
+        except BundleError as error:
+            raise BundleError(
+                f"nothing is removed, since the parents of {child} are not known: {error}"
+            ) from None
         if parent is not None and parent not in needed:
             needed[parent] = f"it is the parent of {child}"
             waiting.append(parent)
     return needed
 
 
-def _made(store: ObjectStore, model_id: str) -> datetime:
+def _made(store: ObjectStore, model_id: str) -> datetime | None:
     try:
         return datetime.fromisoformat(load_manifest(store, model_id).created_at)
     except BundleError:
-        # Tampered with: evidence, until a person has looked at it.
-        return datetime.max.replace(tzinfo=UTC)
+        return None
 
 
 def collect(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> Garbage:

@@ -43,17 +43,34 @@ class Signer:
 
         try:
             signer = signing.Config().use_elliptic_key_signer(
-                private_key=self.private_key, password=self.password
+                private_key=self.private_key,
+                password=self._password,  # type: ignore[arg-type]  # it is declared as str and used as bytes
             )
-        except (OSError, ValueError, TypeError) as error:
-            raise InvalidInput(
-                f"{self.private_key} is no usable signing key ({type(error).__name__}): set RQ_SIGNING_KEY "
-                "to an elliptic-curve key in PEM, and RQ_SIGNING_KEY_PASSWORD if it has one"
-            ) from None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise self._unusable(error) from None
         signer.set_hashing_config(_hashing(folder))
         partial = folder / f".{SIGNATURE}"
         signer.sign(folder, partial)
         partial.replace(folder / SIGNATURE)
+
+    def public_key(self) -> Any:
+        """Its public half; raises `InvalidInput` as `sign` does."""
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            return load_pem_private_key(self.private_key.read_bytes(), self._password).public_key()
+        except (OSError, ValueError, TypeError) as error:
+            raise self._unusable(error) from None
+
+    @property
+    def _password(self) -> bytes | None:
+        return self.password.encode() if self.password else None
+
+    def _unusable(self, error: Exception) -> InvalidInput:
+        return InvalidInput(
+            f"{self.private_key} is no usable signing key ({type(error).__name__}): set RQ_SIGNING_KEY "
+            "to an elliptic-curve key in PEM, and RQ_SIGNING_KEY_PASSWORD if it has one"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ class Trust:
             raise BundleError("it is not signed")
         try:
             verifier = verifying.Config().use_elliptic_key_verifier(public_key=self.public_key)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(
                 f"there is no key to verify it with: {self.public_key} ({type(error).__name__}). Set "
                 "RQ_VERIFY_KEY to the public key of the one who signs"
@@ -112,15 +129,67 @@ def _first_line(error: Exception) -> str:
 
 
 def signer_of(settings: Settings) -> Signer:
-    """The signer that the settings name; a home without one makes a key pair of its own, once."""
+    """The signer that the settings name; a home without one makes a key pair of its own, once.
+
+    Raises:
+        InvalidInput: the key cannot be used, or what it signs would be refused here.
+    """
+    private, public = _home_keys(settings)
+    if settings.signing_key is None and not (private.exists() and public.exists()):
+        if public.exists():
+            raise InvalidInput(
+                f"{private} is gone and {public} is not: put it back, or remove {public} as well to begin "
+                "with new keys, by which the models there are will be refused"
+            )
+        make_keys(private, public)
+    signer = _signer(settings)
+    check_pair(signer, trust_of(settings))
+    return signer
+
+
+def _signer(settings: Settings) -> Signer:
     password = settings.signing_key_password
     secret = password.get_secret_value() if password is not None else None
     if settings.signing_key is not None:
         return Signer(settings.signing_key, secret)
+    return Signer(_home_keys(settings)[0])
+
+
+def check_pair(signer: Signer, trust: Trust) -> None:
+    """Raises `InvalidInput` where what the one signs would not be trusted by the other."""
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    public = signer.public_key()
+    try:
+        same = load_pem_public_key(trust.public_key.read_bytes()) == public
+    except (OSError, ValueError, TypeError) as error:
+        raise InvalidInput(
+            f"{trust.public_key} is no public key ({type(error).__name__}): set RQ_VERIFY_KEY to that of "
+            f"{signer.private_key}, here too, where models are signed"
+        ) from None
+    if not same:
+        raise InvalidInput(
+            f"{trust.public_key} is not the public half of {signer.private_key}: what is signed here would "
+            "be refused. Set RQ_VERIFY_KEY to it (`openssl ec -in signing.pem -pubout`)"
+        )
+
+
+def keys_told(settings: Settings) -> tuple[bool | None, str]:
+    """Whether models can be signed and loaded here, and a sentence: True, None (no keys yet) or False."""
     private, public = _home_keys(settings)
-    if not private.exists():
-        make_keys(private, public)
-    return Signer(private)
+    trusted = trust_of(settings).public_key
+    if settings.signing_key is None and not private.exists():
+        if settings.verify_key is None and not public.exists():
+            return None, "none yet; the first training makes a pair in `keys/` of the home"
+        if not trusted.is_file():
+            return False, f"{trusted} is not there: set RQ_VERIFY_KEY to the signer's public key"
+        return True, f"models are loaded if {trusted} verifies their signature; none can be signed here"
+    try:
+        if settings.signing_key is not None or public.exists():
+            check_pair(_signer(settings), trust_of(settings))
+    except InvalidInput as error:
+        return False, str(error)
+    return True, f"models are signed here, and loaded if {trusted} verifies their signature"
 
 
 def trust_of(settings: Settings) -> Trust:

@@ -27,7 +27,8 @@ MAX_CHARACTERS = 2_000
 """A message is read up to here; beyond it a longer text only costs time."""
 
 MOST_PARTS = 8
-"""A text of so many characters has no more parts, unless its words are of one letter."""
+"""Of a longer text its beginning and its end are read. Ordinary text of `MAX_CHARACTERS` has up to eleven
+parts; what lies between is left to the linear and the Markov models, which read all."""
 LOUDEST = 0.7
 """How much the loudest part of a long message counts; the rest is the mean of all parts."""
 

@@ -85,7 +85,7 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     scores = final.fusion.probabilities(final.held_logits, data.wordless[parts.held])
     acted = np.asarray((scores >= np.asarray(final.fusion.thresholds)).any(1))
     metrics = _metrics(spec, data, parts, rehearsal, final) | {
-        "training": _told(spec, data, encoding, begin),
+        "training": _told(spec, data, parts, encoding, begin),
         "old_campaigns": warm.old_campaigns(spec, champion, data, before_champion, acted),
     }
     files = {} if encoding is None else _encoder_files(encoding)
@@ -263,10 +263,13 @@ def _encoder_files(encoding: Encoding) -> dict[str, bytes]:
     }
 
 
-def _told(spec: TrainingSpec, data: Dataset, encoding: Encoding | None, begin: warm.Start) -> dict[str, Any]:
+def _told(
+    spec: TrainingSpec, data: Dataset, parts: Split, encoding: Encoding | None, begin: warm.Start
+) -> dict[str, Any]:
     """How the training went: what an heir of this model must know, and what a person wants to."""
     return {
         "seed": spec.seed,
+        "held_rates": parts.rates,
         "until": (warm.EPOCH + timedelta(microseconds=int(data.sent_at[-1]))).isoformat(),
         "start": begin.why,
         "warm": begin.warm,

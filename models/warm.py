@@ -33,13 +33,23 @@ LEAST_ABUSIVE, LEAST_BENIGN = 40, 160
 
 @dataclass(frozen=True)
 class Champion:
-    """A parent's bundle, verified; `until` is the newest message of its training, in microseconds."""
+    """A parent's bundle, verified; `until` is the newest message of its training, in microseconds, `rates`
+    the shares of groups that its training held.
+    """
 
     folder: Path
     manifest: Manifest
     files: dict[str, bytes]
     until: int | None
     seed: int | None
+    rates: tuple[float, ...]
+
+    def knows_no_held(self, spec: TrainingSpec, parts: Split) -> bool:
+        """Whether all that is held now was held from it too: the seed is the same, and no larger share is
+        held than was then.
+        """
+        pairs = zip(parts.rates, self.rates, strict=False)
+        return self.seed == spec.seed and len(self.rates) == 2 and all(now <= then for now, then in pairs)
 
     @staticmethod
     def of(spec: TrainingSpec) -> Champion | None:
@@ -55,7 +65,8 @@ class Champion:
         training = json.loads(files[bundle.METRICS]).get("training", {})
         until = training.get("until")
         at = None if until is None else (datetime.fromisoformat(until) - EPOCH) // timedelta(microseconds=1)
-        return Champion(folder, manifest, files, at, training.get("seed"))
+        rates = tuple(map(float, training.get("held_rates", ())))
+        return Champion(folder, manifest, files, at, training.get("seed"), rates)
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ def start(spec: TrainingSpec, champion: Champion | None, data: Dataset, parts: S
         return cold, parts
     if champion is None:
         return replace(cold, why="from nothing: there is no champion yet"), parts
-    if champion.until is None or champion.seed != spec.seed:
+    if champion.until is None or not champion.knows_no_held(spec, parts):
         why = "from nothing: the champion may have learnt from messages that are held out here"
         return replace(cold, why=why), parts
     judged = unseen(data, parts.judged, champion.until)
@@ -148,8 +159,8 @@ def old_campaigns(
 ) -> dict[str, Any]:
     """How much abuse of campaigns that are over the candidate and the champion catch.
 
-    Those are the held abusive messages of groups that are `over`. Neither has learnt from them: the same seed
-    holds the same groups.
+    Those are the held abusive messages of groups that are `over`. Neither has learnt from them, or the
+    champion is not asked.
 
     Args:
         acted: bool [len(parts.held)], what the candidate would act on.
@@ -164,7 +175,7 @@ def old_campaigns(
     if not len(old):
         return found
     found["recall"] = round(float(acted[old].mean()), 5)
-    if champion is not None and champion.seed == spec.seed:
+    if champion is not None and champion.knows_no_held(spec, parts):
         found["champion_recall"] = round(float(_caught(spec, champion, data, held[old]).mean()), 5)
     return found
 

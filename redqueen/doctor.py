@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from redqueen import retention, state
@@ -26,8 +27,19 @@ class Finding:
     message: str
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Run every check, in the order in which one depends on the other."""
+Problem = Callable[[ObjectStore, str], str]
+"""Why the store's copy of a model cannot be loaded; empty if it can."""
+
+
+def examine(
+    settings: Settings, problem: Problem | None = None, keys: tuple[bool | None, str] | None = None
+) -> Iterator[Finding]:
+    """Run every check, in the order in which one depends on the other.
+
+    Args:
+        problem: verifies a model; without it none is verified.
+        keys: what is to be said of the keys that sign and verify models, and whether it is fine.
+    """
     yield Finding("settings", True, f"home {settings.home}, policies {', '.join(settings.policies)}")
     yield _home(settings)
     try:
@@ -44,10 +56,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("store", True, f"{store!r}; conditional writes hold")
     for check in (_clock, _rollout, _holds, _monitoring):
         yield _guarded(check, settings, store)
+    if problem is not None:
+        yield _guarded(partial(_models, problem), settings, store)
     yield _guarded(_retention, settings, store)
     yield _redis(settings)
     yield _encoder(settings)
-    yield _keys(settings)
+    if keys is not None:
+        yield Finding("keys", *keys)
     yield _alerts(settings)
 
 
@@ -68,7 +83,9 @@ def _guarded(
         return check(settings, store)
     except Exception as error:
         return Finding(
-            check.__name__.lstrip("_"), False, f"could not be read: {type(error).__name__}: {error}"
+            getattr(check, "__name__", "_models").lstrip("_"),
+            False,
+            f"could not be read: {type(error).__name__}: {error}",
         )
 
 
@@ -99,11 +116,28 @@ def _rollout(settings: Settings, store: ObjectStore) -> Finding:
         return Finding(
             "rollout", None, "no model is live yet: every message is allowed until the first lap is done"
         )
-    if not store.exists(f"models/{live.champion}/manifest.json"):
-        return Finding(
-            "rollout", False, f"the live model {live.champion} is not in the store: `redqueen rollback`"
-        )
     return Finding("rollout", True, f"{live.champion} is live, stage {live.stage}: {live.message}")
+
+
+def _models(problem: Problem, settings: Settings, store: ObjectStore) -> Finding:
+    """Whether what is live, on its way and to be gone back to can be loaded from the store."""
+    live = state.rollout_state(store)
+    roles = {"champion": live.champion, "challenger": live.challenger, "previous": live.previous}
+    there = {role: model_id for role, model_id in roles.items() if model_id is not None}
+    broken = {role: why for role, model_id in there.items() if (why := problem(store, model_id))}
+    if not broken:
+        return Finding("models", True, f"{', '.join(there) or 'none yet'}: signed, and whole in the store")
+    told = "; ".join(f"the {role}: {why}" for role, why in broken.items())
+    if "champion" in broken and "previous" in there and "previous" not in broken:
+        first = (
+            "`redqueen rollback` drops the challenger, a second one"
+            if live.challenger
+            else "`redqueen rollback`"
+        )
+        told += f". {first} goes back to {live.previous}"
+    elif "champion" in broken:
+        told += ". There is none to go back to: launch the job `lap`"
+    return Finding("models", False, told)
 
 
 def _holds(settings: Settings, store: ObjectStore) -> Finding:
@@ -136,20 +170,11 @@ def _redis(settings: Settings) -> Finding:
 def _encoder(settings: Settings) -> Finding:
     if settings.encoder is None:
         return Finding("encoder", True, "a compact one, trained here; nothing is downloaded")
+    if settings.encoder == "none":
+        return Finding("encoder", True, "none: the linear and Markov models and the trees answer alone")
     if Path(settings.encoder).exists():
         return Finding("encoder", True, f"pretrained, from {settings.encoder}")
     return Finding("encoder", None, f"'{settings.encoder}' is not a path: it will be looked up by name")
-
-
-def _keys(settings: Settings) -> Finding:
-    trusted = settings.verify_key or settings.home / "keys" / "verify.pem"
-    if settings.signing_key is not None and not settings.signing_key.is_file():
-        return Finding("keys", False, f"RQ_SIGNING_KEY names {settings.signing_key}: no such file")
-    if trusted.is_file():
-        return Finding("keys", True, f"models are loaded if {trusted} verifies their signature")
-    if settings.verify_key is not None or settings.signing_key is not None:
-        return Finding("keys", False, f"{trusted} is not there: set RQ_VERIFY_KEY to the signer's public key")
-    return Finding("keys", None, "none yet; the first training makes a pair in `keys/` of the home")
 
 
 def _alerts(settings: Settings) -> Finding:

@@ -84,8 +84,9 @@ def judge(
     Args:
         rows: training-set rows, length n. Those made by an attack (`hard:`) are a slice of their own and
             count nowhere else: they are machine-made, and only ever abuse.
-        scores: [n, P] calibrated probabilities, columns in the order of `policies`.
+        scores: calibrated probabilities [n, P], by the policies that the model knows.
         thresholds: [P].
+        policies: by which the rows are judged.
     """
     acted = acted_on(scores, thresholds)
     abuse, families = _abuse(rows, policies), _families(rows)

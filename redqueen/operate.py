@@ -7,9 +7,11 @@ pointer and the candidates' records always tell one story.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from redqueen import rollout, state
+from redqueen.errors import Refused
 from redqueen.rollout import Limits, RolloutState, Step
 from redqueen.store import ObjectStore
 
@@ -46,13 +48,25 @@ def reflect(store: ObjectStore, now: datetime) -> None:
             state.advance_candidate(store, name, status, now, reason)
 
 
-def roll_back(store: ObjectStore, now: datetime, who: str, why: str, pause_hours: float) -> RolloutState:
+def roll_back(
+    store: ObjectStore,
+    now: datetime,
+    who: str,
+    why: str,
+    pause_hours: float,
+    problem: Callable[[str], str] = lambda model_id: "",
+) -> RolloutState:
     """A person's rollback: drop the challenger, or put the previous champion back.
 
+    Args:
+        problem: why a model cannot be loaded; empty if it can. Nobody is helped by one that cannot.
+
     Raises:
-        Refused: there is nothing to go back to.
+        Refused: there is nothing to go back to, or it cannot be loaded.
         Conflict: the rollout moved at the same moment; look and try again.
     """
     seen = state.rollout_state(store)
+    if seen.challenger is None and seen.previous is not None and (damaged := problem(seen.previous)):
+        raise Refused(f"{seen.previous}, the model before, cannot go live: {damaged}")
     step = rollout.rollback(seen, who, why, Limits(pause_hours=pause_hours))
     return move(store, seen, step, now)

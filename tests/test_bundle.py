@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import hashlib
 import json
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from models import bundle
 from models.bundle import MANIFEST, Manifest
-from models.signing import SIGNATURE, Signer, Trust, make_keys, signer_of, trust_of
+from models.signing import SIGNATURE, Signer, Trust, keys_told, make_keys, signer_of, trust_of
 from redqueen.errors import BundleError, InvalidInput, NotFound
 from redqueen.settings import Settings
 from redqueen.store import DirectoryStore
@@ -255,6 +258,81 @@ def test_a_home_makes_its_own_key_pair_once_readable_by_its_owner_alone(folder: 
         bundle.verify(folder, trust_of(other))
 
 
+def test_a_key_with_a_password_signs(folder: Path, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = pem.BestAvailableEncryption(b"swordfish")
+    private = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, locked)
+    public = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "s.pem").write_bytes(private)
+    (tmp_path / "v.pem").write_bytes(public)
+    named = {"signing_key": tmp_path / "s.pem", "verify_key": tmp_path / "v.pem"}
+    home = Settings(home=tmp_path / "home", **named, signing_key_password="swordfish")  # type: ignore[arg-type]
+    signer_of(home).sign(folder)
+    bundle.verify(folder, trust_of(home))
+    assert keys_told(home)[0] is True
+    for password in (None, "cod"):
+        wrong = home.model_copy(update={"signing_key_password": password and SecretStr(password)})
+        with pytest.raises(InvalidInput, match="RQ_SIGNING_KEY_PASSWORD"):
+            signer_of(wrong)
+        assert keys_told(wrong)[0] is False
+
+
+def test_half_a_key_pair_is_completed_or_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    home = Settings(home=tmp_path / "home")
+    private, public = tmp_path / "home" / "keys" / "signing.pem", tmp_path / "home" / "keys" / "verify.pem"
+    signer_of(home)
+    shown = public.read_bytes()
+    public.unlink()  # a kill between the two
+    assert keys_told(home)[0] is True
+    signer_of(home)
+    assert public.read_bytes() == shown
+    private.unlink()
+    with pytest.raises(InvalidInput, match="put it back"):
+        signer_of(home)
+    assert not private.exists()
+    assert "none can be signed here" in keys_told(home)[1]
+    make_keys(tmp_path / "other.pem", tmp_path / "other.pub")
+    foreign = Settings(home=tmp_path / "home", signing_key=tmp_path / "other.pem")
+    with pytest.raises(InvalidInput, match="not the public half"):
+        signer_of(foreign)
+    assert keys_told(foreign)[0] is False
+    (tmp_path / "text.pem").write_text("not a key")
+    assert keys_told(Settings(home=tmp_path / "home", signing_key=tmp_path / "text.pem"))[0] is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"files": ["x"]},
+        {"files": None},
+        {"files": {"a.bin": 5}},
+        {"parent": 5},
+        {"parent": "../../keys"},
+        {"created_at": 5},
+        {"created_at": "yesterday"},
+        {"created_at": "2026-01-02T00:00:00"},
+        {"feature_names": [["a"]]},
+        {"policies": None},
+        {"model_id": None},
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_shape_is_refused_though_its_seal_holds(
+    folder: Path, changes: dict[str, Any]
+) -> None:
+    body = json.loads((folder / MANIFEST).read_bytes()) | changes
+    del body["manifest_sha256"]
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    sealed = json.dumps(body | {"manifest_sha256": seal}, sort_keys=True, indent=1).encode()
+    with pytest.raises(BundleError, match="not a bundle's manifest"):
+        Manifest.from_bytes(sealed)
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(b"[" * 200_000)
+
+
 # -- through the store ---------------------------------------------------------------------------------------
 
 
@@ -278,6 +356,43 @@ def test_publishing_again_changes_nothing(folder: Path, store: DirectoryStore) -
     SIGNER.sign(folder)
     assert bundle.publish(store, folder, TRUST) == model_id
     assert store.get(f"models/{model_id}/{MANIFEST}").etag == before
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "of another key"])
+def test_publishing_again_repairs_what_cannot_be_loaded(
+    folder: Path, store: DirectoryStore, tmp_path: Path, damage: str
+) -> None:
+    model_id = bundle.publish(store, folder, TRUST)
+    trust, key = TRUST, f"models/{model_id}/{bundle.LINEAR}"
+    if damage == "changed":
+        store.put(key, b"changed")
+    elif damage == "gone":
+        store.delete(key)
+    else:
+        signer, trust = keys("new")
+        signer.sign(folder)
+    assert bundle.problem(store, model_id, trust)
+    with pytest.raises(BundleError, match="refused"):
+        bundle.fetch(store, model_id, tmp_path / "cache", trust)
+    assert bundle.publish(store, folder, trust) == model_id
+    assert bundle.problem(store, model_id, trust) == ""
+
+
+def test_an_upload_that_another_one_spoils_says_so(
+    folder: Path, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = store.put_if_absent
+
+    def spoilt(key: str, data: bytes) -> object:
+        if key.endswith(MANIFEST):
+            store.put(key.replace(MANIFEST, bundle.METRICS), b"of another upload")
+        return put(key, data)
+
+    monkeypatch.setattr(store, "put_if_absent", spoilt)
+    with pytest.raises(BundleError, match="publish again"):
+        bundle.publish(store, folder, TRUST)
+    monkeypatch.undo()
+    assert bundle.problem(store, bundle.publish(store, folder, TRUST), TRUST) == ""
 
 
 def test_a_broken_bundle_is_not_published(folder: Path, store: DirectoryStore) -> None:

@@ -72,7 +72,15 @@ def test_every_command_explains_itself(run, command: str) -> None:
     assert "Usage" in said
 
 
+def test_a_home_that_is_not_there_is_a_typing_error_and_not_made(run) -> None:
+    said = run("status")
+    assert said.code == 1
+    assert "there is no home at" in said
+    assert not load_settings().home.exists()
+
+
 def test_an_empty_home_has_nothing_live_and_says_so(run) -> None:
+    load_settings().home.mkdir()
     assert "Nothing has been deployed yet" in run("status")
     facts = json.loads(run("status", "--json"))
     assert facts["champion"] is None
@@ -82,6 +90,7 @@ def test_an_empty_home_has_nothing_live_and_says_so(run) -> None:
 
 
 def test_what_cannot_be_done_is_refused_in_one_line(run) -> None:
+    load_settings().home.mkdir()
     for arguments, said in (
         (("rollback", "--reason", "nerves"), "no previous champion"),
         (("why", "nobody"), "no candidate is called 'nobody'"),
@@ -169,7 +178,11 @@ def test_a_rollback_says_what_is_live_now(run, store: ObjectStore) -> None:
     live = RolloutState(champion="m2", champion_candidate="two", previous="m1", previous_candidate="one",
                         stage="100%", version=2)  # fmt: skip
     store.put_json(state.LIVE_KEY, live.to_dict())
-    said = run("rollback", "--reason", "complaints")
+    refused = run("rollback", "--reason", "complaints")
+    assert refused.code == 1
+    assert "there is no model m1 in the store" in refused
+    assert state.rollout_state(store).champion == "m2"
+    said = run("rollback", "--reason", "complaints", "--force")
     assert said.code == 0
     assert "complaints" in said
     assert state.rollout_state(store).champion == "m1"
@@ -216,6 +229,7 @@ def test_retention_shows_before_it_deletes(run, store: ObjectStore) -> None:
 
 
 def test_retention_names_a_mistake_in_the_setting(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_settings().home.mkdir()
     monkeypatch.setenv("RQ_RETENTION_DAYS", "decisions=9")
     for command in ("retention", "doctor"):
         said = run(command)

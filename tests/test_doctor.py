@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from models.signing import keys_told
 from redqueen import state
 from redqueen.clock import StoreClock
 from redqueen.doctor import Finding, examine
@@ -26,7 +27,12 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def found(settings: Settings) -> dict[str, Finding]:
-    return {finding.name: finding for finding in examine(settings)}
+    return {finding.name: finding for finding in examine(settings, damaged, keys_told(settings))}
+
+
+def damaged(store: ObjectStore, model_id: str) -> str:
+    """A model is whole here if it has a manifest."""
+    return "" if store.exists(f"models/{model_id}/manifest.json") else f"{model_id} is gone"
 
 
 def test_an_empty_home_is_fit_and_keeps_nothing_of_the_examination(settings: Settings) -> None:
@@ -62,9 +68,16 @@ def test_a_bucket_of_its_own_is_fit(tmp_path: Path, s3_server: S3Server) -> None
 def test_a_live_model_that_is_gone_is_broken(settings: Settings) -> None:
     store: ObjectStore = open_store(settings)
     store.put_json(state.LIVE_KEY, RolloutState(champion="m1", stage="100%", version=1).to_dict())
-    assert found(settings)["rollout"].ok is False
+    finding = found(settings)["models"]
+    assert finding.ok is False
+    assert "the champion: m1 is gone" in finding.message
+    assert "none to go back to" in finding.message
+    store.put_json(state.LIVE_KEY, RolloutState(champion="m1", previous="m0", stage="100%").to_dict())
+    assert "none to go back to" in found(settings)["models"].message
+    store.put("models/m0/manifest.json", b"{}")
+    assert "`redqueen rollback` goes back to m0" in found(settings)["models"].message
     store.put("models/m1/manifest.json", b"{}")
-    assert found(settings)["rollout"].ok is True
+    assert found(settings)["models"].ok is True
 
 
 def test_what_on_call_should_know_is_a_note(settings: Settings) -> None:

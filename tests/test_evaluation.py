@@ -398,6 +398,20 @@ def test_a_candidate_that_gives_up_a_slice_is_rejected_and_the_slice_is_named(tm
     assert not any("policy spam" in reason for reason in behind)
 
 
+def test_a_champion_of_other_policies_is_judged_by_todays(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_env(home, policies="spam,scam", severe_policies="", fpr_budget=0.05)
+    env = Environment(home=str(home))
+    both = evaluated(env, published(env, tmp_path / "a"), None)["reports"]["candidate"]
+    write_env(home, policies="spam", severe_policies="", fpr_budget=0.05)
+    env = Environment(home=str(home))
+    # What was scam is nothing that today's policies are about, and the champion still acts on it.
+    told = evaluated(env, published(env, tmp_path / "b", scam=0.9), published(env, tmp_path / "c"))
+    reports = told["reports"]
+    assert reports["champion"]["n_abuse"] == reports["candidate"]["n_abuse"] < both["n_abuse"]
+    assert "policy scam" not in reports["champion"]["slices"]
+
+
 def test_a_champion_that_is_refused_does_not_hold_up_its_successor_but_a_candidate_is_held_up_by_itself(
     tmp_path: Path,
 ) -> None:

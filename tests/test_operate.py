@@ -81,6 +81,21 @@ def test_a_rollback_drops_the_challenger_first(store: DirectoryStore) -> None:
     assert state.rollout_state(store) == after, "a blocked candidate never starts again"
 
 
+def test_nobody_goes_back_to_a_model_that_cannot_be_loaded(store: DirectoryStore) -> None:
+    first_live(store)
+    start(store, "two", NOW + 3 * HOUR)
+    promote(store, NOW + 8 * HOUR)
+    before = state.rollout_state(store)
+    with pytest.raises(Refused, match="m-one, the model before, cannot go live: it was changed"):
+        operate.roll_back(store, NOW + 9 * HOUR, "ana", "complaints", 6, lambda model: "it was changed")
+    assert state.rollout_state(store) == before
+    start(store, "three", NOW + 10 * HOUR)
+    after = operate.roll_back(store, NOW + 11 * HOUR, "ana", "a hunch", 1, lambda model: "it was changed")
+    assert (after.champion, after.challenger) == ("m-two", None), (
+        "a challenger is dropped whatever was before"
+    )
+
+
 def test_with_nothing_to_go_back_to_a_rollback_is_refused(store: DirectoryStore) -> None:
     with pytest.raises(Refused, match="no previous champion"):
         operate.roll_back(store, NOW, "ana", "nerves", pause_hours=1)

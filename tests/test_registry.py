@@ -15,7 +15,7 @@ from models import bundle, registry
 from models.bundle import MANIFEST, Manifest
 from models.signing import SIGNATURE
 from redqueen import state
-from redqueen.errors import NotFound
+from redqueen.errors import BundleError, InvalidInput, NotFound
 from redqueen.rollout import RolloutState
 from redqueen.settings import Settings
 from redqueen.store import DirectoryStore, open_store
@@ -120,11 +120,57 @@ def test_a_model_that_was_tampered_with_stays_as_evidence(store: DirectoryStore,
 
 def test_a_diff_names_what_changed_and_nothing_else(store: DirectoryStore, tmp_path: Path) -> None:
     first, second = model(store, tmp_path, "a"), model(store, tmp_path, "b", parent="m-0")
-    changed = {change.what for change in registry.diff(store, first, second)}
+    changed = {change.what for change in registry.diff(store, first, second, tmp_path / "cache", TRUST)}
     assert changed == {"snapshot", "parent", f"file {bundle.LINEAR}"}
-    assert registry.diff(store, first, first) == []
+    assert registry.diff(store, first, first, tmp_path / "cache", TRUST) == []
     with pytest.raises(NotFound):
-        registry.diff(store, first, "m-000000000000")
+        registry.diff(store, first, "m-000000000000", tmp_path / "cache", TRUST)
+
+
+@pytest.mark.parametrize("name", [bundle.METRICS, bundle.FUSION, bundle.CARD, MANIFEST])
+def test_what_a_model_says_of_itself_is_shown_only_if_it_verifies(
+    store: DirectoryStore, tmp_path: Path, name: str
+) -> None:
+    forged = model(store, tmp_path, "forged")
+    store.put(f"models/{forged}/{name}", b'{"thresholds": [0.9, 0.9]}')
+    with pytest.raises(BundleError, match="refused"):
+        registry.describe(store, forged, tmp_path / "cache", TRUST)
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_while_a_needed_model_cannot_be_read_nothing_is_removed(
+    store: DirectoryStore, tmp_path: Path, damage: str
+) -> None:
+    parent = model(store, tmp_path, "parent")
+    champion = model(store, tmp_path, "champion", parent=parent)
+    live(store, champion=champion)
+    assert registry.garbage(store, NOW).kept[parent] == f"it is the parent of {champion}"
+    key = f"models/{champion}/{MANIFEST}"
+    if damage == "gone":
+        store.delete(key)
+    else:
+        store.put(key, store.get(key).data + b" ")
+    with pytest.raises(BundleError, match="nothing is removed"):
+        registry.collect(store, NOW)
+    assert parent in registry.ids(store)
+
+
+def test_a_model_of_two_candidates_stays_while_one_of_them_may_move(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    same = model(store, tmp_path, "same")
+    for name, status in (("2026-06-01T01-a", "waiting"), ("2026-06-01T02-b", "rejected")):
+        candidate(store, name, same, status)
+    assert registry.garbage(store, NOW).kept == {same: "its candidate is waiting"}
+
+
+def test_the_beginning_of_just_one_id_names_it(store: DirectoryStore) -> None:
+    for name in ("m-abc111111111", "m-abd222222222"):
+        store.put(f"models/{name}/{MANIFEST}", b"{}")
+    assert registry.resolve(store, "m-abc") == "m-abc111111111"
+    for given, told in (("m-ab", "m-abc111111111, m-abd222222222"), ("m-x", "models list"), ("", "no model")):
+        with pytest.raises(InvalidInput, match=told):
+            registry.resolve(store, given)
 
 
 def test_the_commands_list_show_diff_and_clear_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +179,7 @@ def test_the_commands_list_show_diff_and_clear_up(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("COLUMNS", "200")
     store = open_store(Settings(home=home))
     assert isinstance(store, DirectoryStore)
+    monkeypatch.setenv("RQ_VERIFY_KEY", str(TRUST.public_key))
     first, second = model(store, tmp_path, "a"), model(store, tmp_path, "b")
     live(store, champion=second)
     run = CliRunner().invoke
@@ -142,6 +189,10 @@ def test_the_commands_list_show_diff_and_clear_up(tmp_path: Path, monkeypatch: p
     assert second in shown
     assert "# Abuse detector" in shown
     assert "s-a" in run(app, ["models", "diff", first, second]).stdout
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = run(app, ["models", "list"]).stdout
+    assert first in narrow
+    assert second in narrow
     assert "would go" in run(app, ["models", "gc", "--keep-days", "0"]).stdout
     assert first in registry.ids(store)
     assert "removed" in run(app, ["models", "gc", "--keep-days", "0", "--apply"]).stdout

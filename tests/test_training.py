@@ -32,6 +32,7 @@ from hypothesis.extra import numpy as arrays
 from models import bundle
 from models.dataset import Dataset
 from models.detector import Detector
+from models.tokens import View
 from models.train import FAILURE, TrainingSpec, train
 from redqueen.errors import InvalidInput
 from tests.toy_model import FEATURES, POLICIES, dataset, matrix, messages, spec, toy_bundle
@@ -147,6 +148,33 @@ def test_padding_comes_from_benign_messages_that_were_there_before(tmp_path: Pat
         assert words.count(f"w{row}x") == 4
         assert 4 < len(words) <= 8
         assert all(other < row and other in rows and not data.abusive[other] for other in others)
+
+
+def test_what_is_held_or_comes_later_never_pads_what_the_encoder_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from models import encoder
+    from models.dataset import load, split
+    from models.encoding import Encoding
+
+    plan = spec(tmp_path, epochs=2, examples=1)
+    data = load(plan)
+    parts = split(data, plan.seed)
+    pools: list[set[int]] = []
+
+    def noted(read: Any, texts: Any, rows: Any, benign: np.ndarray, *rest: Any) -> list[View]:
+        pools.append({*benign.tolist()})
+        return [read[row] for row in rows]
+
+    monkeypatch.setattr(encoder, "disturbed", noted)
+    Path(plan.out).mkdir()
+    encoding = Encoding(plan, data, parts, lambda event: None)
+    encoding.rehearse([])
+    rehearsed = len(pools)
+    encoding.refresh([])
+    assert all(pool and pool <= {*parts.older.tolist()} for pool in pools[:rehearsed])
+    assert pools[rehearsed:]
+    assert all(not pool & {*parts.held.tolist()} for pool in pools)
 
 
 def test_at_its_limit_of_time_it_stops_with_a_whole_model_and_says_so(tmp_path: Path) -> None:
@@ -388,6 +416,12 @@ def test_without_enough_unknown_messages_the_start_is_cold_and_says_why(tmp_path
     assert "newer than the champion's training" in begin.why
     assert kept is parts
     assert "held out" in warm.start(plan, replace(of, seed=8), data, parts)[0].why
+    more = replace(parts, rates=(parts.rates[0], 2 * parts.rates[1]))
+    assert "held out" in warm.start(plan, of, data, more)[0].why
+    assert "held out" in warm.start(plan, replace(of, rates=()), data, parts)[0].why
+    acted = np.ones(len(parts.held), bool)
+    assert warm.old_campaigns(plan, of, data, parts, acted)["champion_recall"] is not None
+    assert warm.old_campaigns(plan, of, data, more, acted)["champion_recall"] is None
     assert "no champion" in warm.start(plan, None, data, parts)[0].why
 
 
