@@ -51,7 +51,8 @@ class TrainingSpec:
             without.
         epochs: passes over the messages at most, the last of which is the refresh (see `models.training`).
         examples: examples that a compact encoder sees at least, all passes together.
-        seconds: time that the training may take; it stops at its best epoch then. None is no limit.
+        seconds: time after which the encoder learns no more; it stops at its best epoch then. None is no
+            limit.
         memory_mb: memory that its process may hold, in MiB; beyond it the process ends. None is no limit.
         checkpoint_seconds: so often it writes down where it is, besides at the end of each epoch.
     """

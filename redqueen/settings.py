@@ -133,8 +133,8 @@ class Settings(BaseSettings):
     training_timeout_s: int = Field(
         1800,
         ge=30,
-        description="Seconds that a training may take, earlier attempts included: it then stops at its best "
-        "epoch so far, and says so.",
+        description="Seconds after which the encoder learns no more, earlier attempts included: it then "
+        "stops at its best epoch so far, and says so; what is fitted beside it takes a fraction of that.",
     )
     training_memory_mb: int = Field(
         8192, ge=512, description="MiB that the training process may hold: beyond it the training fails."

@@ -7,7 +7,6 @@ and nowhere else: a sensor's cursor is a hint, never the truth. What to do with 
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from redqueen.errors import Conflict, InvalidInput, NotFound
 from redqueen.policy import Decision, Hold, LoopState
 from redqueen.rollout import RolloutState, Step
-from redqueen.store import ObjectStore, to_json
+from redqueen.store import ObjectStore, from_json, to_json
 
 LIVE_KEY = "rollout/live.json"
 LOOP_KEY = "state/loop.json"
@@ -50,7 +49,7 @@ def update(
             time.sleep(random.uniform(0, 0.005 * 2 ** min(attempt, 6)))
         try:
             blob = store.get(key)
-            current, etag = json.loads(blob.data), blob.etag
+            current, etag = from_json(key, blob.data), blob.etag
         except NotFound:
             current, etag = {}, None
         wanted = change(dict(current))

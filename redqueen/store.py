@@ -73,7 +73,7 @@ class ObjectStore(Protocol):
         ...
 
     def get_json(self, key: str) -> dict[str, Any]:
-        """The object as JSON; raises `NotFound`."""
+        """The object as JSON; raises `NotFound`, and `InvalidInput` if it is none."""
         ...
 
     def put_json(self, key: str, value: Any) -> str:
@@ -95,8 +95,7 @@ class _Encodings:
         raise NotImplementedError
 
     def get_json(self, key: str) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(self.get(key).data)
-        return value
+        return from_json(key, self.get(key).data)
 
     def put_json(self, key: str, value: Any) -> str:
         return self.put(key, to_json(value))
@@ -108,6 +107,17 @@ class _Encodings:
 def to_json(value: Any) -> bytes:
     """JSON as the store keeps it: sorted keys, so equal values are equal bytes."""
     return json.dumps(value, sort_keys=True, indent=1, default=str).encode()
+
+
+def from_json(key: str, data: bytes) -> dict[str, Any]:
+    """The inverse; raises `InvalidInput`, which names the key, for what is no JSON object."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise InvalidInput(f"'{key}' in the store was damaged, it is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"'{key}' in the store was damaged: it is no JSON object")
+    return value
 
 
 def to_parquet(table: pa.Table) -> bytes:

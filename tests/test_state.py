@@ -55,6 +55,18 @@ def test_a_change_that_changes_nothing_writes_nothing(store: ObjectStore) -> Non
     assert store.get("state/n.json").etag == before
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\xff"])
+def test_damaged_state_is_named_and_not_written_over(store: ObjectStore, damage: bytes) -> None:
+    store.put("state/n.json", damage)
+    for use in (
+        lambda: state.read(store, "state/n.json"),
+        lambda: state.update(store, "state/n.json", bumped),
+    ):
+        with pytest.raises(InvalidInput, match=r"'state/n\.json' in the store was damaged"):
+            use()
+    assert store.get("state/n.json").data == damage
+
+
 def test_a_writer_that_never_wins_says_so(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
 
