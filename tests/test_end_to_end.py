@@ -216,7 +216,7 @@ def _play(house: House) -> None:
     house.await_(second_is_out, CANARY_SECONDS, "a second model in its canary")
     feed = house.processes.pop("feed")
     feed.terminate()
-    feed.wait(30)
+    feed.wait(180)
 
 
 def _end(house: House) -> None:
