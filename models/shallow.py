@@ -22,16 +22,12 @@ from models.markov import Markov
 from models.tokens import View, views
 from models.train import TrainingSpec
 from models.trees import Trees
-from redqueen.features import FEATURES, with_text
+from redqueen.features import with_text
 
 PADDED, PADDED_WEIGHT = 0.4, 0.5
 """Share of messages that linear model and trees also see padded with benign ones, and what such a copy
 weighs. Without them a long message looks benign by its length alone, and three kind words before a lure hide
 it."""
-BLANKED = 0.3
-"""Share of messages that trees also see, at the weight of a padded copy, with features missing. In service
-the graph of a day, all of an actor's behaviour or a single feature may be unknown, and of what was never
-missing in learning trees would take some branch, as likely as not the one of abuse."""
 SHORT = baseline.PIECE * baseline.BURIED[0][0]
 """Characters of a message in which no stretch speaks alone."""
 
@@ -76,7 +72,6 @@ class Material:
         short: bool [m], whether its message is. The linear model hears a long one stretch by stretch, and
             what stands around it in a copy would only teach it that benign words are none.
         features: of the copies, float32 [m, F]; None without behaviour.
-        blanked: features of some messages with some of them missing, float32 [b, F], and of which they are.
     """
 
     data: Dataset
@@ -84,19 +79,17 @@ class Material:
     of: Rows
     short: npt.NDArray[np.bool_]
     features: npt.NDArray[np.float32] | None
-    blanked: tuple[npt.NDArray[np.float32], Rows] | None
 
     @staticmethod
     def made(spec: TrainingSpec, data: Dataset, parts: Split) -> Material:
         of, texts = _padded(data, np.sort(parts.everything), spec.seed)
         canonical = [view.canonical for view in views(texts)]
-        features = blanked = None
+        features = None
         if data.features is not None:
             features = with_text(data.features[of], texts, spec.feature_names)
-            blanked = _blanked(data.features, spec.feature_names, spec.seed)
         short = np.array([len(data.views[i].canonical) <= SHORT for i in of], bool)
         design = baseline.Design.of([*data.canonical, *canonical])
-        return Material(data, design, of, short, features, blanked)
+        return Material(data, design, of, short, features)
 
     def counting_twice(self, rows: Rows) -> Material:
         """The same, but that some messages and their copies weigh twice as much."""
@@ -126,19 +119,15 @@ class Material:
 
     def trees(self, rows: Rows, seed: int) -> Trees | None:
         """The same; None without behaviour."""
-        if self.data.features is None or self.features is None or self.blanked is None:
+        if self.data.features is None or self.features is None:
             return None
-        blanked, of = self.blanked
-        copies, missing = np.flatnonzero(np.isin(self.of, rows)), np.flatnonzero(np.isin(of, rows))
-        known = np.concatenate([self.data.features[rows], self.features[copies], blanked[missing]])
-        return trees.fit(known, *self._told(rows, copies, of[missing]), seed=seed)
+        copies = np.flatnonzero(np.isin(self.of, rows))
+        known = np.concatenate([self.data.features[rows], self.features[copies]])
+        return trees.fit(known, *self._told(rows, copies), seed=seed)
 
-    def _told(
-        self, rows: Rows, copies: Rows, more: Rows | None = None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Targets and weights of messages, of copies, and of `more` messages at the weight of a copy."""
+    def _told(self, rows: Rows, copies: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         targets, weight = self.data.targets, self.data.weight
-        origin = self.of[copies] if more is None else np.concatenate([self.of[copies], more])
+        origin = self.of[copies]
         return (
             np.concatenate([targets[rows], targets[origin]]),
             np.concatenate([weight[rows], PADDED_WEIGHT * weight[origin]]).astype(np.float32),
@@ -160,25 +149,6 @@ def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
         kind = [data.texts[benign[pick.randrange(end)]] for _ in range(perturb.OTHERS)]
         texts.append(perturb.among(kind, data.texts[row], pick))
     return chosen, texts
-
-
-def _blanked(
-    features: npt.NDArray[np.float32], names: Sequence[str], seed: int
-) -> tuple[npt.NDArray[np.float32], Rows]:
-    """Some rows with features missing, and which rows: in a third of them those of the graph, in a third all
-    but those of the text, in a third any of these. What follows from the text is always known.
-    """
-    rng = np.random.default_rng([seed, 3])
-    family = {feature.name: feature.family for feature in FEATURES}
-    families = np.array([family.get(name, "behaviour") for name in names])
-    of = np.flatnonzero(rng.random(len(features)) < BLANKED)
-    how = rng.integers(0, 3, (len(of), 1))
-    any_of_them = rng.random((len(of), len(names))) < 0.5
-    gone = np.select([how == 0, how == 1], [families == "graph", np.ones(len(names), bool)], any_of_them)
-    gone &= families != "text"
-    changed = np.flatnonzero((gone & ~np.isnan(features[of])).any(1))
-    blanked = np.where(gone, np.float32(np.nan), features[of])
-    return blanked[changed].astype(np.float32), of[changed].astype(np.int64)
 
 
 def fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:

@@ -277,35 +277,6 @@ def test_the_order_of_equal_scores_means_nothing_to_average_precision() -> None:
 # -- a part is missing ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)])
-def test_a_missing_feature_is_not_taken_for_abuse(missing: tuple[int, ...]) -> None:
-    detector, rows = Detector.load(toy_bundle()), messages(1200, seed=21)
-    features = matrix(rows)
-    features[:, missing] = np.nan
-    recall, fpr = caught(detector, [m.text for m in rows], features, seed=21)
-    assert fpr < 0.12  # 0.2 with one of them where nothing was ever missing in learning
-    assert recall > 0.6
-    silent = detector.score([""] * 20, np.full((20, 2), np.nan, np.float32))
-    assert not detector.decide(silent).any()
-
-
-def test_features_are_missing_by_family_and_what_follows_from_the_text_is_known() -> None:
-    from redqueen.features import FEATURES, NAMES
-
-    features = np.ones((4_000, len(NAMES)), np.float32)
-    blanked, of = shallow._blanked(features, NAMES, seed=1)
-    assert 0.25 < len(of) / len(features) < 0.35
-    gone, family = np.isnan(blanked), np.array([feature.family for feature in FEATURES])
-    assert not gone[:, family == "text"].any()
-    assert gone.any(1).all()
-    without_graph = gone[:, family == "graph"].all(1) & ~gone[:, family == "behaviour"].any(1)
-    without_all = gone[:, family != "text"].all(1)
-    assert 0.25 < without_graph.mean() < 0.42
-    assert 0.25 < without_all.mean() < 0.42
-    unknown = np.full_like(features, np.nan)
-    assert not len(shallow._blanked(unknown, NAMES, seed=1)[1]), "what is not known anyway needs no copy"
-
-
 def caught(detector: Detector, texts: list[str], features: Any, seed: int) -> tuple[float, float]:
     """Shares of abusive and of benign messages acted on."""
     bad = np.array([m.policy is not None for m in messages(1200, seed=seed)])
