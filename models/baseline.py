@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,7 @@ class Linear:
             [np.zeros((1, 1 + len(self.bias))), np.cumsum(self._sums(row, bucket, len(pieces)), 0)]
         )
 
+        @cache
         def loudest(width: int) -> Floats:
             """Of the stretches of so many pieces, or of the whole where it has no more."""
             at = np.maximum(begin, np.minimum(np.arange(len(pieces)), end - width))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from redqueen import retention, state
 from redqueen.clock import CLOCK_KEY, open_clock
 from redqueen.errors import InvalidInput, RedQueenError
+from redqueen.rollout import RolloutState
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore, open_store, probe
 
@@ -31,13 +31,11 @@ Problem = Callable[[ObjectStore, str], str]
 """Why the store's copy of a model cannot be loaded; empty if it can."""
 
 
-def examine(
-    settings: Settings, problem: Problem | None = None, keys: tuple[bool | None, str] | None = None
-) -> Iterator[Finding]:
+def examine(settings: Settings, problem: Problem, keys: tuple[bool | None, str]) -> Iterator[Finding]:
     """Run every check, in the order in which one depends on the other.
 
     Args:
-        problem: verifies a model; without it none is verified.
+        problem: verifies a model.
         keys: what is to be said of the keys that sign and verify models, and whether it is fine.
     """
     yield Finding("settings", True, f"home {settings.home}, policies {', '.join(settings.policies)}")
@@ -54,15 +52,12 @@ def examine(
         )
         return
     yield Finding("store", True, f"{store!r}; conditional writes hold")
-    for check in (_clock, _rollout, _holds, _monitoring):
+    for check in (_clock, _rollout, _holds, _monitoring, _models(problem)):
         yield _guarded(check, settings, store)
-    if problem is not None:
-        yield _guarded(partial(_models, problem), settings, store)
     yield _guarded(_retention, settings, store)
     yield _redis(settings)
     yield _encoder(settings)
-    if keys is not None:
-        yield Finding("keys", *keys)
+    yield Finding("keys", *keys)
     yield _alerts(settings)
 
 
@@ -83,7 +78,7 @@ def _guarded(
         return check(settings, store)
     except Exception as error:
         return Finding(
-            getattr(check, "__name__", "_models").lstrip("_"),
+            check.__name__.lstrip("_"),
             False,
             f"could not be read: {type(error).__name__}: {error}",
         )
@@ -119,25 +114,31 @@ def _rollout(settings: Settings, store: ObjectStore) -> Finding:
     return Finding("rollout", True, f"{live.champion} is live, stage {live.stage}: {live.message}")
 
 
-def _models(problem: Problem, settings: Settings, store: ObjectStore) -> Finding:
-    """Whether what is live, on its way and to be gone back to can be loaded from the store."""
-    live = state.rollout_state(store)
-    roles = {"champion": live.champion, "challenger": live.challenger, "previous": live.previous}
-    there = {role: model_id for role, model_id in roles.items() if model_id is not None}
-    broken = {role: why for role, model_id in there.items() if (why := problem(store, model_id))}
-    if not broken:
-        return Finding("models", True, f"{', '.join(there) or 'none yet'}: signed, and whole in the store")
-    told = "; ".join(f"the {role}: {why}" for role, why in broken.items())
-    if "champion" in broken and "previous" in there and "previous" not in broken:
-        first = (
-            "`redqueen rollback` drops the challenger, a second one"
-            if live.challenger
-            else "`redqueen rollback`"
-        )
-        told += f". {first} goes back to {live.previous}"
-    elif "champion" in broken:
-        told += ". There is none to go back to: launch the job `lap`"
-    return Finding("models", False, told)
+def _models(problem: Problem) -> Callable[[Settings, ObjectStore], Finding]:
+    """The check whether what is live, on its way and to be gone back to can be loaded from the store."""
+
+    def models(settings: Settings, store: ObjectStore) -> Finding:
+        live = state.rollout_state(store)
+        roles = {"champion": live.champion, "challenger": live.challenger, "previous": live.previous}
+        there = {role: model_id for role, model_id in roles.items() if model_id is not None}
+        broken = {role: why for role, model_id in there.items() if (why := problem(store, model_id))}
+        if not there:
+            return Finding("models", True, "none are live or on their way")
+        if not broken:
+            return Finding("models", True, f"{', '.join(there)}: signed, and whole in the store")
+        told = "; ".join(f"the {role}: {why}" for role, why in broken.items())
+        return Finding("models", False, told + (_way_back(live, broken) if "champion" in broken else ""))
+
+    return models
+
+
+def _way_back(live: RolloutState, broken: Mapping[str, str]) -> str:
+    if live.previous is None or "previous" in broken:
+        return ". There is none to go back to: launch the job `lap`"
+    back = (
+        "`redqueen rollback` drops the challenger, a second one" if live.challenger else "`redqueen rollback`"
+    )
+    return f". {back} goes back to {live.previous}"
 
 
 def _holds(settings: Settings, store: ObjectStore) -> Finding:

@@ -268,8 +268,12 @@ def test_a_key_with_a_password_signs(folder: Path, tmp_path: Path) -> None:
     public = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
     (tmp_path / "s.pem").write_bytes(private)
     (tmp_path / "v.pem").write_bytes(public)
-    named = {"signing_key": tmp_path / "s.pem", "verify_key": tmp_path / "v.pem"}
-    home = Settings(home=tmp_path / "home", **named, signing_key_password="swordfish")  # type: ignore[arg-type]
+    home = Settings(
+        home=tmp_path / "home",
+        signing_key=tmp_path / "s.pem",
+        verify_key=tmp_path / "v.pem",
+        signing_key_password=SecretStr("swordfish"),
+    )
     signer_of(home).sign(folder)
     bundle.verify(folder, trust_of(home))
     assert keys_told(home)[0] is True

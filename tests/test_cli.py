@@ -79,6 +79,18 @@ def test_a_home_that_is_not_there_is_a_typing_error_and_not_made(run) -> None:
     assert not load_settings().home.exists()
 
 
+def test_what_the_disk_refuses_is_one_line_with_the_path(
+    run, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(store: ObjectStore) -> RolloutState:
+        raise PermissionError(13, "Permission denied", "/home/store/live.json")
+
+    monkeypatch.setattr(state, "rollout_state", refused)
+    said = run("status")
+    assert said.code == 1
+    assert said.strip() == "PermissionError: /home/store/live.json: Permission denied"
+
+
 def test_an_empty_home_has_nothing_live_and_says_so(run) -> None:
     load_settings().home.mkdir()
     assert "Nothing has been deployed yet" in run("status")

@@ -150,6 +150,21 @@ def test_padding_comes_from_benign_messages_that_were_there_before(tmp_path: Pat
         assert all(other < row and other in rows and not data.abusive[other] for other in others)
 
 
+def test_an_infinite_feature_is_one_that_is_not_known(tmp_path: Path) -> None:
+    from models.dataset import load
+
+    plan = spec(tmp_path)
+    table = pl.read_parquet(plan.dataset)
+    table.with_columns(
+        f_rate=pl.when(pl.int_range(table.height) < 20).then(np.inf).otherwise("f_rate")
+    ).write_parquet(plan.dataset)
+    features = load(plan).features
+    assert features is not None
+    assert not np.isinf(features).any()
+    assert np.isnan(features[:, 0]).sum() == 20
+    assert not np.isnan(features[:, 1]).any()
+
+
 def test_what_is_held_or_comes_later_never_pads_what_the_encoder_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
