@@ -135,8 +135,10 @@ def signer_of(settings: Settings) -> Signer:
         InvalidInput: the key cannot be used, or what it signs would be refused here.
     """
     private, public = _home_keys(settings)
-    if settings.signing_key is None and not (private.exists() and public.exists()):
-        if public.exists():
+    # The private one is made first, so looked for last: another process may be making both.
+    shown, kept = public.exists(), private.exists()
+    if settings.signing_key is None and not (shown and kept):
+        if shown:
             raise InvalidInput(
                 f"{private} is gone and {public} is not: put it back, or remove {public} as well to begin "
                 "with new keys, by which the models there are will be refused"
