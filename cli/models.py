@@ -36,10 +36,11 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         if as_json:
             typer.echo(json.dumps([vars(entry) for entry in found], indent=1))
             return
-        table = Table(_whole("model"), "role", "candidate", "made", "serves", _whole("parent"))
+        candidate, made = (Column(title, overflow="fold") for title in ("candidate", "made"))
+        table = Table(_whole("model"), "role", candidate, made, "serves", _whole("parent"))
         for e in found:
-            made = e.created_at[:16] or f"[red]{escape(e.problem)}[/]"
-            table.add_row(e.model_id, e.role, e.candidate or "-", made, e.selected, e.parent or "-")
+            when = e.created_at[:16] or f"[red]{escape(e.problem)}[/]"
+            table.add_row(e.model_id, e.role, e.candidate or "-", when, e.selected, e.parent or "-")
         out.print(table)
 
     @app.command()
