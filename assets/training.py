@@ -234,20 +234,28 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     """
     candidate = context.partition_key
     record = state.candidate(env.store, candidate)
-    held = _held(env, candidate)
     detectors, against = contenders(context, env, record["model_id"])
-    budget, reports, acted = env.settings.fpr_budget, {}, {}
-    for role, detector in detectors.items():
-        scores = detector.score(held["text"].to_list(), features_for(detector, held))
-        # All by today's policies: a champion of yesterday's is judged by whom it acts on, like any other.
-        reports[role] = judging.judge(held, scores, detector.thresholds, env.settings.policies)
-        acted[role] = judging.acted_on(scores, detector.thresholds)
-    compared = []
-    if "champion" in acted:
-        policies = env.settings.policies
-        compared = judging.compare(held, acted["candidate"], acted["champion"], policies, budget)
+    champion = detectors.pop("champion", None)
+    # All by today's policies: a champion of yesterday's is judged by whom it acts on, like any other.
+    budget, policies = env.settings.fpr_budget, env.settings.policies
+    held = _held(env, candidate, champion)
+    ours = _scores(detectors["candidate"], held)
+    reports = {"candidate": judging.judge(held, *ours, policies)}
+    compared, alike = [], None
+    if champion is not None:
+        both = held.filter("fair")
+        theirs, same = _scores(champion, both), (ours[0][held["fair"].to_numpy()], ours[1])
+        reports["champion"] = judging.judge(both, *theirs, policies)
+        compared = judging.compare(both, judging.acted_on(*same), judging.acted_on(*theirs), policies, budget)
+        if both.height < held.height:
+            alike = judging.judge(both, *same, policies)
+            against += f", on {both.height} of {held.height} messages: it may have learnt from the others"
+    # Of a handful that neither knows nothing can be said.
+    enough = "champion" in reports and reports["champion"].n_abuse >= judging.MIN_SLICE
     verdicts = {
-        "evaluation_gate": judging.gate(reports["candidate"], reports.get("champion"), budget),
+        "evaluation_gate": judging.gate(
+            reports["candidate"], reports["champion"] if enough else None, budget, alike
+        ),
         "slices_hold": judging.slice_verdict(compared),
     }
     # A failed verdict alone tells why; the good news of the other one would only hide it.
@@ -267,6 +275,7 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
     return MaterializeResult(
         metadata={
             **_evaluation_metadata(reports, compared),
+            **({} if alike is None else {"candidate_recall_where_compared": round(alike.recall, 4)}),
             "abuse_of_campaigns_over": int(judging.slices(held, env.settings.policies)[judging.OVER].sum()),
             "judged": against,
         },
@@ -309,14 +318,23 @@ def features_for(detector: Any, rows: pl.DataFrame) -> Any:
     return rows.select([f"f_{name}" for name in detector.feature_names]).to_numpy()
 
 
-def _held(env: Environment, candidate: str) -> pl.DataFrame:
+def _scores(detector: Any, rows: pl.DataFrame) -> tuple[Any, Any]:
+    """Probabilities [n, policies] and the thresholds on them."""
+    return detector.score(rows["text"].to_list(), features_for(detector, rows)), detector.thresholds
+
+
+def _held(env: Environment, candidate: str, champion: Any | None) -> pl.DataFrame:
     """The rows of the training set that the candidate's training never learnt from: held messages, and what
-    attacks once made of them. `over` says whether their campaigns are.
+    attacks once made of them. `over` says whether their campaigns are, `fair` that neither did the champion
+    learn from them.
     """
+    from models.dataset import not_learnt_by
+
     rows = pl.read_parquet(env.store.get(training_set_key(candidate)).data)
-    rows = rows.with_columns(
-        over=judging.over(rows["ts"].dt.epoch("us").to_numpy(), rows["group"].to_numpy())
-    )
+    sent_at, group = rows["ts"].dt.epoch("us").to_numpy(), rows["group"].to_numpy()
+    abusive = rows.select(pl.max_horizontal(f"p_{p}" for p in env.settings.policies) >= 0.5).to_series()
+    fair = not_learnt_by({} if champion is None else champion.training, sent_at, group, abusive.to_numpy())
+    rows = rows.with_columns(over=judging.over(sent_at, group), fair=fair)
     return rows.filter(pl.col("event_id").str.strip_prefix("hard:").is_in(held_ids(env, candidate)))
 
 

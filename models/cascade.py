@@ -60,6 +60,9 @@ MOST_ATTACKED = 450
 LOUDEST = "loudest"
 """What the linear model hears in the loudest part of a message, as a part of the first stage."""
 
+MOST_REMEMBERED = 100_000
+"""Texts of the sample that the watch knows again; copies come close together."""
+
 TRIP_CONFIDENCE = 0.999
 """How sure the watch must be of too many misses: it looks again and again, and each look may err."""
 
@@ -98,9 +101,12 @@ class Cascade:
             wordless: the messages in which there is nothing to read: the text parts know nothing of them, so
                 they are not settled.
         """
-        stage = self.full if "trees" in heard and self.full is not None else self.text_only
-        p, ratio = _judged(stage.voice, heard, self.thresholds)
-        return p, (ratio < stage.cut) & ~wordless
+        p, ratio = _judged(self.text_only.voice, heard, self.thresholds)
+        settled = ratio < self.text_only.cut
+        if self.full is not None and (speak := self.full.voice.spoken(heard)).any():
+            q, ratio = _judged(self.full.voice, heard, self.thresholds)
+            p, settled = np.where(speak[:, None], q, p), np.where(speak, ratio < self.full.cut, settled)
+        return p, settled & ~wordless
 
     def to_bytes(self) -> bytes:
         """JSON."""
@@ -386,32 +392,51 @@ class Watch:
         self.rate, self.most_missed = rate, most_missed
         self._salt = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         self._counts: Counter[str] = Counter(scored=0, settled=0, audited=0, missed=0, caught=0)
+        self._known: Counter[str] = Counter(missed=0, caught=0)
+        self._seen: dict[int, None] = {}
         self._lock = threading.Lock()
         self.tripped = ""
         """Why nothing is settled any more; empty while all is well."""
 
-    def sampled(self, messages: Sequence[View]) -> Mask:
-        """Which of the messages [n] are read by the whole model even if they are settled."""
-        drawn = (
+    def drawn(self, messages: Sequence[View]) -> npt.NDArray[np.uint32]:
+        """A number per message [n], the same for the same text; a low one is in the sample."""
+        digests = (
             hashlib.blake2b(
                 f"{v.canonical}\0{v.sent}".encode("utf-8", "surrogatepass"), digest_size=4, key=self._salt
             )
             for v in messages
         )
-        numbers = np.frombuffer(b"".join(one.digest() for one in drawn), np.uint32)
-        return np.asarray(numbers < self.rate * 2**32)
+        return np.frombuffer(b"".join(one.digest() for one in digests), np.uint32)
 
-    def record(self, settled: Mask, read: Mask, acted: Mask) -> None:
-        """Take note of messages [n]: settled by the first stage, read by the whole model, acted on by it."""
-        audited = settled & read
+    def sampled(self, drawn: npt.NDArray[np.uint32]) -> Mask:
+        """Which of the messages [n] are read by the whole model even if they are settled."""
+        return np.asarray(drawn < self.rate * 2**32)
+
+    def record(self, settled: Mask, acted: Mask, drawn: npt.NDArray[np.uint32]) -> None:
+        """Take note of messages [n]: settled by the first stage, acted on in the end.
+
+        Of copies one counts: the sample has all of them or none, and they are no independent evidence.
+        """
+        sampled = self.sampled(drawn)
+        audited = settled & sampled
         with self._lock:
             self._counts["scored"] += len(settled)
             self._counts["settled"] += int(settled.sum())
             self._counts["audited"] += int(audited.sum())
             self._counts["missed"] += int((audited & acted).sum())
             self._counts["caught"] += int((~settled & acted).sum())
+            self._known["missed"] += self._new(drawn[audited & acted])
+            self._known["caught"] += self._new(drawn[~settled & sampled & acted])
             if not self.tripped and (audited & acted).any():
                 self.tripped = self._verdict()
+
+    def _new(self, drawn: npt.NDArray[np.uint32]) -> int:
+        """How many of them were not seen lately."""
+        fresh = [d for d in np.unique(drawn).tolist() if d not in self._seen]
+        self._seen.update(dict.fromkeys(fresh))
+        while len(self._seen) > MOST_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return len(fresh)
 
     def counts(self) -> dict[str, int]:
         """Messages `scored`, `settled` by the first stage, of those `audited` by the whole model and found to
@@ -421,23 +446,20 @@ class Watch:
             return dict(self._counts)
 
     def missed_share(self) -> tuple[float, float, float]:
-        """Share of the abuse that the whole model would act on that is settled: estimate and 95% interval."""
-        missed, known = self._sample()
+        """Share of the abuse that the whole model would act on that is settled, of copies one counted:
+        estimate and 95% interval.
+        """
+        missed, known = self._known["missed"], self._known.total()
         low, high = attacks.clopper_pearson(missed, known)
         return missed / known if known else 0.0, low, high
 
-    def _sample(self) -> tuple[int, int]:
-        """Misses in the sample, and all caught abuse that a sample at this rate would have."""
-        missed = self._counts["missed"]
-        return missed, missed + round(self.rate * self._counts["caught"])
-
     def _verdict(self) -> str:
-        missed, known = self._sample()
+        missed, known = self._known["missed"], self._known.total()
         low = attacks.clopper_pearson(missed, known, 2 * TRIP_CONFIDENCE - 1)[0]
         if low <= self.most_missed:
             return ""
         return (
-            f"of {self._counts['audited']} settled messages that were read all the same, {missed} should "
-            f"have been acted on: more than {self.most_missed:.1%} of the abuse is missed, so nothing is "
-            "settled any more until the next model"
+            f"of {self._counts['audited']} settled messages that were read all the same, {missed} different "
+            f"ones should have been acted on: more than {self.most_missed:.1%} of the abuse is missed, so "
+            "nothing is settled any more until the next model"
         )

@@ -6,8 +6,11 @@ Which labels make a training set is decided before, in `redqueen.trainingset`; w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,8 @@ from models.train import TrainingSpec
 from redqueen.errors import InvalidInput
 
 Rows = npt.NDArray[np.int64]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LEAST_WORDS = 3
 
@@ -186,6 +191,30 @@ def split(data: Dataset, seed: int) -> Split:
     # Each kind of group stands for those of its kind that were not held.
     weight = data.stands_for[held] / rate[held]
     return Split(older, newest, _unrelated(data, newest, older), held, weight, rates)
+
+
+def not_learnt_by(
+    training: Mapping[str, Any],
+    sent_at: Rows,
+    group: Rows,
+    abusive: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """bool [n]: the messages of a training set that an earlier model cannot have learnt from: of groups that
+    it held, or newer than it and of no group that it knew.
+
+    Args:
+        training: what the earlier model's metrics tell of its training. Where that is not enough, it may have
+            learnt from anything.
+        sent_at, group, abusive: of all messages [n] of the set.
+    """
+    seed, rates, until = (training.get(name) for name in ("seed", "held_rates", "until"))
+    if seed is None or until is None or not rates:
+        return np.zeros(len(group), bool)
+    _, inverse = np.unique(group, return_inverse=True)
+    has_abuse = np.bincount(inverse, abusive)[inverse] > 0
+    held = _uniform(group, int(seed)) < np.where(has_abuse, rates[1], rates[0])
+    new = sent_at > (datetime.fromisoformat(until) - EPOCH) // timedelta(microseconds=1)
+    return np.asarray(held | (new & ~np.isin(group, group[~new])))
 
 
 def forward(data: Dataset, older: Rows) -> list[tuple[Rows, Rows]]:

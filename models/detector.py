@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,7 @@ class Detector:
         thresholds: float32 [policies]; a message at or above one of them is acted on.
         feature_names: the columns that `features` must have; empty without behaviour.
         manifest: all else that the bundle says of itself.
+        training: what its metrics tell of the training (`training` in `metrics.json`).
         parts: what gives log odds, by name: encoder, linear, markov, trees; those that are listened to.
         watch: counts what the first stage settles; None where every message is read by all parts.
     """
@@ -81,8 +82,9 @@ class Detector:
         parts: dict[str, Any],
         cascade: Cascade | None = None,
         watch: Watch | None = None,
+        training: Mapping[str, Any] | None = None,
     ) -> None:
-        self.manifest = manifest
+        self.manifest, self.training = manifest, training or {}
         self.model_id = manifest.model_id
         self.policies = manifest.policies
         self.feature_names = manifest.feature_names
@@ -108,11 +110,12 @@ class Detector:
         try:
             fusion = Fusion.from_dict(json.loads(files[bundle.FUSION]))
             parts = _load_parts(manifest, files, fusion, int8=shortcuts is not None and shortcuts.int8)
+            training = json.loads(files[bundle.METRICS]).get("training")
             if shortcuts is None or not shortcuts.cascade or bundle.CASCADE not in files:
-                return cls(manifest, fusion, parts)
+                return cls(manifest, fusion, parts, training=training)
             watch = Watch(shortcuts.audit_rate, shortcuts.salt)
-            return cls(manifest, fusion, parts, Cascade.from_bytes(files[bundle.CASCADE]), watch)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            return cls(manifest, fusion, parts, Cascade.from_bytes(files[bundle.CASCADE]), watch, training)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise BundleError(f"bundle {folder} verifies but does not load: {error}") from error
 
     @classmethod
@@ -158,12 +161,13 @@ class Detector:
         if self._cascade is None or self.watch is None or self.watch.tripped:
             return self._whole(views, logits, wordless)
         scores, settled = self._cascade.settle({**logits, LOUDEST: heard.loudest}, wordless)
-        read = ~settled | self.watch.sampled(views)
+        drawn = self.watch.drawn(views)
+        read = ~settled | self.watch.sampled(drawn)
         if read.any():
             asked = np.flatnonzero(read)
             some = {part: z[asked] for part, z in logits.items()}
             scores[asked] = self._whole([views[i] for i in asked.tolist()], some, wordless[asked])
-        self.watch.record(settled, read, self.decide(scores))
+        self.watch.record(settled, self.decide(scores), drawn)
         return scores
 
     def _whole(

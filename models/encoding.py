@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +30,7 @@ from models.dataset import Dataset, Rows, Split
 from models.encoder import EncoderConfig, Examples, Trainer
 from models.tokens import View
 from models.train import Progress, TrainingSpec
+from redqueen.errors import InvalidInput
 
 PATIENCE = 1
 """So many epochs without a better one end the rehearsal."""
@@ -211,6 +214,11 @@ class Encoding:
         for loss, size in self.trainer.steps(at.epoch, at.step):
             at.step, at.rows, at.loss = at.step + 1, at.rows + size, at.loss + loss * size
             seen, now = seen + size, time.monotonic()
+            if not math.isfinite(loss):
+                raise InvalidInput(
+                    f"the encoder diverged: its loss is {loss} in epoch {at.epoch + 1}, step {at.step}; "
+                    "train with another seed, or without an encoder"
+                )
             if not self._clock.leaves((now - began) * later / seen):
                 at.stopped = "time"
                 break
@@ -284,18 +292,26 @@ class Encoding:
         tensors["rehearsed"] = self._rehearsed
         place = json.dumps(asdict(self.place) | {"seconds": self._clock.spent})
         partial = self._file.with_suffix(".partial")
-        partial.write_bytes(safetensors.torch.save(tensors, {"spec": self._key, "place": place}))
+        with partial.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, {"spec": self._key, "place": place}))
+            os.fsync(file.fileno())
         partial.replace(self._file)
 
     def _resume(self) -> None:
-        """Take up the checkpoint, if there is one and it is of this very spec and dataset."""
+        """Take up the checkpoint, if there is one and it is of this very spec and dataset. One that cannot be
+        read is none: a training from the start ends with the same model.
+        """
         if not self._file.exists():
             return
-        with safetensors.safe_open(self._file, "pt") as saved:
-            note = saved.metadata() or {}
-            if note.get("spec") != self._key:
-                return
-            tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safetensors.safe_open(self._file, "pt") as saved:
+                note = saved.metadata() or {}
+                if note.get("spec") != self._key:
+                    return
+                tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118 (not a dict)
+        except safetensors.SafetensorError as error:
+            self.progress({"stage": f"starts anew: the checkpoint is damaged ({error})"})
+            return
         place = json.loads(note["place"])
         self._clock.earlier = float(place.pop("seconds"))
         self.place = Place(**place)

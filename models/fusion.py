@@ -19,12 +19,15 @@ from redqueen.evaluation import share_interval
 Floats = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.bool_] | npt.NDArray[np.int64]
 Logits = Mapping[str, Floats]
-"""Log odds [n, policies] by part."""
+"""Log odds [n, policies] by part; NaN where the trees have nothing to say of a message."""
 
 PARTS = ("encoder", "linear", "markov", "trees")
 TEXT_PARTS = ("encoder", "linear", "markov")
 LIMIT = 15.0
 """No part may shout louder than this: one saturated log odds must not drown the others."""
+
+HIGHEST_THRESHOLD = 12.0
+"""In log odds. Where more would be asked for, the voice is made quieter."""
 
 BUDGET_SHARE = 0.6
 """Share of the false-positive budget that thresholds spend on held-out messages. The rest is for what they
@@ -52,12 +55,34 @@ class Voice:
 
     def raw(self, logits: Logits) -> Floats:
         """The weighted sum [n, policies] before calibration."""
-        stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in self.parts], axis=2)
+        stacked = _stacked(self.parts, logits)
         return np.asarray(np.einsum("npc,pc->np", stacked, np.asarray(self.weights)) + np.asarray(self.bias))
+
+    def spoken(self, logits: Logits) -> npt.NDArray[np.bool_]:
+        """bool [n]: the messages of which all its parts had something to say."""
+        if "trees" in self.parts and "trees" in logits:
+            return np.asarray(~np.isnan(logits["trees"]).any(1))
+        known = set(self.parts) <= set(logits)
+        return np.full(len(next(iter(logits.values()))), known)
 
     def logits(self, logits: Logits) -> Floats:
         """Calibrated log odds [n, policies]."""
         return np.asarray(self.raw(logits) * np.asarray(self.slope) + np.asarray(self.intercept))
+
+
+def _stacked(parts: Sequence[str], logits: Logits) -> Floats:
+    """[n, policies, parts]: log odds within `LIMIT`; trees with nothing to say agree with the others."""
+    stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in parts], axis=2)
+    if "trees" in parts and (unsaid := np.isnan(logits["trees"])).any():
+        at = parts.index("trees")
+        others = np.delete(stacked, at, axis=2)
+        stacked[:, :, at][unsaid] = others.mean(2)[unsaid] if len(parts) > 1 else 0.0
+    return np.asarray(stacked)
+
+
+def _heard(parts: Sequence[str], logits: Logits, weight: Floats) -> Floats:
+    """`weight` [n]; 0 for messages of which the only part has nothing to say."""
+    return np.where(np.isnan(logits["trees"]).any(1), 0.0, weight) if tuple(parts) == ("trees",) else weight
 
 
 @dataclass(frozen=True)
@@ -78,16 +103,20 @@ class Fusion:
         """Calibrated probabilities [n, policies]; the text-only voice speaks where a part is missing.
 
         Args:
-            logits: log odds by part.
+            logits: log odds by part; those of text must all be there.
             wordless: bool [n], the messages in which there is nothing to read. The text parts know only how
                 often such a message is abuse, so behaviour alone speaks for these, where it is known.
         """
-        voice = self.full if set(self.full.parts) <= set(logits) else self.text_only
-        z = voice.logits(logits)
-        silent = self.features_only
-        if wordless is not None and silent is not None and set(silent.parts) <= set(logits):
-            z = np.where(np.asarray(wordless)[:, None], silent.logits(logits), z)
-        return sigmoid(z).astype(np.float32)
+        return sigmoid(self.log_odds(logits, wordless)).astype(np.float32)
+
+    def log_odds(self, logits: Logits, wordless: Rows | None = None) -> Floats:
+        """The log odds [n, policies] of `probabilities`."""
+        z, silent = self.text_only.logits(logits), self.features_only
+        if (speak := self.full.spoken(logits)).any():
+            z = np.where(speak[:, None], self.full.logits(logits), z)
+        if wordless is not None and silent is not None and (speak := silent.spoken(logits)).any():
+            z = np.where((np.asarray(wordless, bool) & speak)[:, None], silent.logits(logits), z)
+        return z
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -135,7 +164,7 @@ def fit_voice(parts: Sequence[str], logits: Logits, targets: Floats, weight: Flo
     Weights are kept non-negative and are drawn to the plain average, so that a policy with a dozen examples
     gets that and not a fluke.
     """
-    stacked = np.stack([np.clip(logits[p], -LIMIT, LIMIT) for p in parts], axis=2)
+    stacked, weight = _stacked(parts, logits), _heard(parts, logits, weight)
     average = np.full(len(parts), 1 / len(parts))
     fitted = [
         _logistic(stacked[:, p], targets[:, p], weight, average, pull=2.0) for p in range(targets.shape[1])
@@ -146,7 +175,7 @@ def fit_voice(parts: Sequence[str], logits: Logits, targets: Floats, weight: Flo
 
 def calibrate(voice: Voice, logits: Logits, targets: Floats, weight: Floats) -> Voice:
     """Platt scaling per policy on messages that neither parts nor weights have seen."""
-    z = voice.raw(logits)
+    z, weight = voice.raw(logits), _heard(voice.parts, logits, weight)
     fitted = [
         _logistic(z[:, [p]], targets[:, p], weight, np.ones(1), pull=2.0) for p in range(targets.shape[1])
     ]
@@ -240,10 +269,19 @@ def finish(
     features_only: Voice | None = None,
 ) -> Fusion:
     """Thresholds on held-out messages; the other voices are shifted so that the same ones hold for them."""
-    cuts = np.round(limits.cut(full.logits(logits), part.abusive, part.weight), 6)
+    cuts = limits.cut(full.logits(logits), part.abusive, part.weight)
+    # In float32 every probability beyond some 17 log odds is 1: a threshold there would tell none apart.
+    shrunk = np.minimum(1, HIGHEST_THRESHOLD / np.maximum(cuts, 1))
+    full = replace(
+        full,
+        slope=tuple(round(float(v), 6) for v in full.slope * shrunk),
+        intercept=tuple(round(float(v), 6) for v in full.intercept * shrunk),
+    )
+    cuts = np.round(cuts * shrunk, 6)
 
     def shifted(voice: Voice) -> Voice:
-        own = np.round(limits.cut(voice.logits(logits), part.abusive, part.weight), 6)
+        weight = _heard(voice.parts, logits, part.weight)
+        own = np.round(limits.cut(voice.logits(logits), part.abusive, weight), 6)
         moved = zip(voice.intercept, cuts, own, strict=True)
         return replace(voice, intercept=tuple(round(float(i + c - t), 6) for i, c, t in moved))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -185,11 +185,15 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
     Raises:
         BundleError: a model that is needed cannot be read: which others it needs is not known.
     """
+    return _sorted_out(store, ids(store), now, keep_days)
+
+
+def _sorted_out(store: ObjectStore, asked: Sequence[str], now: datetime, keep_days: float) -> Garbage:
     keep = _needed(store)
     candidates, old = _by_model(store), now - timedelta(days=keep_days)
     since = {k: datetime.fromisoformat(v) for k, v in state.read(store, ORPHANS_KEY).items()}
     models, orphans = [], []
-    for model_id in ids(store):
+    for model_id in asked:
         status = candidates.get(model_id, {}).get("status")
         if model_id in keep:
             continue
@@ -202,6 +206,8 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
                 keep[model_id] = "its upload may still be under way"
         elif (made := _made(store, model_id)) is None:
             keep[model_id] = "it was tampered with: evidence, until a person has looked at it"
+        elif candidate := _training(store, made):
+            keep[model_id] = f"{candidate} may have just published it"
         elif made > old:
             keep[model_id] = f"made within {keep_days:g} days"
         else:
@@ -235,6 +241,15 @@ def _needed(store: ObjectStore) -> dict[str, str]:
     return needed
 
 
+def _training(store: ObjectStore, made: datetime) -> str | None:
+    """A candidate that was asked for at this instant, which is noted in its model, and has none yet."""
+    for record in state.all_candidates(store):
+        waits = record["status"] not in state.FINISHED and not record.get("model_id")
+        if waits and datetime.fromisoformat(record.get("created_at", record["updated_at"])) == made:
+            return str(record["candidate"])
+    return None
+
+
 def _made(store: ObjectStore, model_id: str) -> datetime | None:
     try:
         return datetime.fromisoformat(load_manifest(store, model_id).created_at)
@@ -244,16 +259,19 @@ def _made(store: ObjectStore, model_id: str) -> datetime | None:
 
 def collect(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> Garbage:
     """Remove what may go; manifests first: what a kill leaves half-way is an orphan, and goes later."""
-    found = garbage(store, now, keep_days)
+    found, gone = garbage(store, now, keep_days), []
     for model_id in (*found.models, *found.orphans):
-        # Asked anew for each: a rollback may have brought it back while others were being removed.
-        if model_id in _needed(store):
+        # Asked anew for each: it may have been brought back, or published again, while others were removed.
+        again = _sorted_out(store, (model_id,), now, keep_days)
+        if model_id not in (*again.models, *again.orphans):
             continue
         store.delete(prefix(model_id) + MANIFEST)
         for key in store.list(prefix(model_id)):
             store.delete(key)
+        gone.append(model_id)
     _note_orphans(store, now)
-    return found
+    models, orphans = (tuple(m for m in of if m in gone) for of in (found.models, found.orphans))
+    return replace(found, models=models, orphans=orphans)
 
 
 def _note_orphans(store: ObjectStore, now: datetime) -> None:

@@ -87,9 +87,10 @@ class Trust:
         """
         from model_signing import verifying
 
-        path = folder / SIGNATURE
-        if not path.is_file():
-            raise BundleError("it is not signed")
+        try:
+            signature = (folder / SIGNATURE).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise BundleError("it is not signed") from None
         try:
             verifier = verifying.Config().use_elliptic_key_verifier(public_key=self.public_key)
         except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -98,8 +99,12 @@ class Trust:
                 "RQ_VERIFY_KEY to the public key of the one who signs"
             ) from None
         try:
-            verifier.set_hashing_config(_hashing(folder)).verify(folder, path)
-            signed = _signed(path.read_bytes())
+            # The library reads a file: one that nobody else can change meanwhile.
+            with tempfile.NamedTemporaryFile(prefix="redqueen-", suffix=f"-{SIGNATURE}") as kept:
+                kept.write(signature)
+                kept.flush()
+                verifier.set_hashing_config(_hashing(folder)).verify(folder, Path(kept.name))
+            signed = _signed(signature)
         except Exception as error:  # the library raises what its parsers and its cryptography raise
             raise BundleError(f"its signature does not hold ({_first_line(error)})") from None
         # The library hashed what lay on disk; what will be used is what was read.

@@ -24,11 +24,15 @@ LEVEL_EDGES = (0.0, 0.04, 0.15)
 LEVELS = len(LEVEL_EDGES) + 1
 
 MAX_CHARACTERS = 2_000
-"""A message is read up to here; beyond it a longer text only costs time."""
+"""A message is read up to here, counted once all that says nothing is gone: blanks and what cannot be seen
+would push the rest out of view.
+"""
 
 MOST_PARTS = 8
 """Of a longer text its beginning and its end are read. Ordinary text of `MAX_CHARACTERS` has up to eleven
 parts; what lies between is left to the linear and the Markov models, which read all."""
+MOST_SENT = 4
+"""So many times as many parts as its words ask for may a message have for the way that they were sent."""
 LOUDEST = 0.7
 """How much the loudest part of a long message counts; the rest is the mean of all parts."""
 
@@ -62,12 +66,11 @@ def view(message: str) -> View:
 
 def views(messages: Sequence[str]) -> list[View]:
     """Many messages at once, several times as fast."""
-    cut = [message[:MAX_CHARACTERS] for message in messages]
-    found = text.read_many(cut)
+    found = text.read_many(messages)
     levels = np.searchsorted(LEVEL_EDGES, [reading.obfuscation for reading in found], side="left")
     return [
-        View(reading.canonical, level, sent if level else "")
-        for sent, reading, level in zip(cut, found, levels.tolist(), strict=True)
+        View(reading.canonical[:MAX_CHARACTERS], level, sent[:MAX_CHARACTERS] if level else "")
+        for sent, reading, level in zip(messages, found, levels.tolist(), strict=True)
     ]
 
 
@@ -126,10 +129,15 @@ class Words:
         room = self.most - 1
         if len(canonical) + len(sent) > room and sent:
             room //= 2
-        number = max(1, -(-max(len(canonical), len(sent)) // room))
+        meant_parts = max(1, -(-len(canonical) // room))
+        # What was put between the letters must not push the words apart, and out of what is read.
+        number = max(meant_parts, min(-(-len(sent) // room), MOST_SENT * meant_parts))
         pairs = zip(_evenly(canonical, number), _evenly(sent, number), strict=True)
         lines = [
-            Line(("", *meant, *raw), (MARK + message.level, *(CANONICAL,) * len(meant), *(SENT,) * len(raw)))
+            Line(
+                ("", *meant, *raw[:room]),
+                (MARK + message.level, *(CANONICAL,) * len(meant), *(SENT,) * len(raw[:room])),
+            )
             for meant, raw in pairs
         ]
         return _ends(lines, MOST_PARTS)

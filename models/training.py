@@ -37,7 +37,7 @@ import safetensors.torch
 import torch
 
 from models import bundle, card, cascade, encoder, fusion, shortcuts, warm
-from models.dataset import Dataset, Split, load, split
+from models.dataset import EPOCH, Dataset, Split, load, split
 from models.detector import Detector
 from models.encoding import Clock, Encoding, code_version
 from models.fusion import Fusion, Slice, Voice
@@ -162,7 +162,8 @@ def _finish(
     }
     limits = _limits(spec)
     metrics = {
-        name: _held_report(voices, logits, part, limits, spec.policies) for name, voices in candidates.items()
+        name: _held_report(voices, logits, data.wordless[held], part, limits, spec.policies)
+        for name, voices in candidates.items()
     }
     fused = _fuse(candidates[rehearsal.selected], logits, part, limits)
     return Final(
@@ -196,17 +197,20 @@ def _fuse(
 def _held_report(
     voices: tuple[Voice, Voice, Voice | None],
     logits: dict[str, npt.NDArray[np.float32]],
+    wordless: npt.NDArray[np.bool_],
     part: Slice,
     limits: fusion.Limits,
     policies: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Figures at the real thresholds, each half of the held groups judged with what the other half gave."""
+    """Figures of what is served at the real thresholds, each half of the held groups judged with what the
+    other half gave.
+    """
     z, cuts = np.zeros(part.targets.shape), np.zeros(part.targets.shape)
     half = np.unique(part.groups, return_inverse=True)[1] % 2
     for fold in (0, 1):
         here, there = np.flatnonzero(half == fold), np.flatnonzero(half != fold)
         fused = _fuse(voices, {p: v[there] for p, v in logits.items()}, part.of(there), limits)
-        z[here] = fused.full.logits({p: v[here] for p, v in logits.items()})
+        z[here] = fused.log_odds({p: v[here] for p, v in logits.items()}, wordless[here])
         cuts[here] = fusion.log_odds(np.asarray(fused.thresholds))
     return fusion.report(z, cuts, part, policies)
 
@@ -270,7 +274,7 @@ def _told(
     return {
         "seed": spec.seed,
         "held_rates": parts.rates,
-        "until": (warm.EPOCH + timedelta(microseconds=int(data.sent_at[-1]))).isoformat(),
+        "until": (EPOCH + timedelta(microseconds=int(data.sent_at[-1]))).isoformat(),
         "start": begin.why,
         "warm": begin.warm,
         "best_epoch": None if encoding is None else encoding.place.best,
@@ -316,9 +320,10 @@ def _agree(detector: Detector, data: Dataset, parts: Split, final: Final) -> Non
     )
     texts = [data.views[i] for i in some]
     got = detector.score_views(texts, None if data.features is None else data.features[some])
-    if len(some) and float(np.abs(got - expected).max()) > 1e-3:
+    differs = float(np.abs(got - expected).max(initial=0))
+    if not differs <= 1e-3:  # NaN is not
         raise InvalidInput(
-            f"the exported network differs from the trained one by {np.abs(got - expected).max():.4f} "
+            f"the exported network differs from the trained one by {differs:.4f} "
             "in probability: this encoder does not survive the export to ONNX, choose another"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,11 @@ from torch import Tensor
 
 from models import bundle, encoder
 from models.bundle import Manifest
-from models.dataset import Dataset, Rows, Split
+from models.dataset import EPOCH, Dataset, Rows, Split
 from models.detector import Detector
 from models.encoding import config_of
 from models.train import TrainingSpec
 from redqueen.evaluation import over
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LEAST_ABUSIVE, LEAST_BENIGN = 40, 160
 """Judged messages that the champion cannot have learnt from, without which no warm start can be judged."""

@@ -89,10 +89,10 @@ def judge(
         policies: by which the rows are judged.
     """
     acted = acted_on(scores, thresholds)
-    abuse, families = _abuse(rows, policies), _families(rows)
-    overall = _share(acted, abuse, ~_hard(rows), families)
+    abuse, families, weight = _abuse(rows, policies), _families(rows), _weight(rows)
+    overall = _share(acted, abuse, ~_hard(rows), families, weight)
     found = {
-        name: _share(acted, abuse, chosen, families)
+        name: _share(acted, abuse, chosen, families, weight)
         for name, chosen in slices(rows, policies).items()
         if chosen.sum() >= MIN_SLICE
     }
@@ -156,16 +156,27 @@ def _families(rows: pl.DataFrame) -> npt.NDArray[np.int64]:
     return rows["group"].to_numpy() if "group" in rows.columns else np.arange(rows.height)
 
 
-def _share(acted: Mask, abuse: Mask, chosen: Mask, families: npt.NDArray[np.int64]) -> Share:
+def _weight(rows: pl.DataFrame) -> Floats:
+    """How many messages each row stands for: where a training set was thinned, those left out as well."""
+    if "inclusion" not in rows.columns:
+        return np.ones(rows.height)
+    return np.asarray(1 / rows["inclusion"].fill_null(1.0).to_numpy(), np.float64)
+
+
+def _share(acted: Mask, abuse: Mask, chosen: Mask, families: npt.NDArray[np.int64], weight: Floats) -> Share:
     bad, good = abuse & chosen, ~abuse & chosen
     return Share(
         int(bad.sum()),
         int(good.sum()),
-        float(acted[bad].mean()) if bad.any() else 0.0,
-        *share_interval(acted[bad], np.ones(int(bad.sum())), families[bad]),
-        float(acted[good].mean()) if good.any() else 0.0,
-        *share_interval(acted[good], np.ones(int(good.sum())), families[good]),
+        _mean(acted[bad], weight[bad]),
+        *share_interval(acted[bad], weight[bad], families[bad]),
+        _mean(acted[good], weight[good]),
+        *share_interval(acted[good], weight[good], families[good]),
     )
+
+
+def _mean(acted: Mask, weight: Floats) -> float:
+    return float(np.average(acted, weights=weight)) if len(acted) else 0.0
 
 
 def share_interval(
@@ -243,7 +254,7 @@ def compare(
     to be behind (`SLICE_ALPHA`). Behind is, besides, only who has lost more than `RECALL_SLACK` of recall or
     is over the false-positive budget: in a large slice trifles are significant.
     """
-    abuse, families = _abuse(rows, policies), _families(rows)
+    abuse, families, weight = _abuse(rows, policies), _families(rows), _weight(rows)
     found = []
     for name, chosen in slices(rows, policies).items():
         for what, of in (("recall", abuse & chosen), ("false positives", ~abuse & chosen)):
@@ -254,7 +265,7 @@ def compare(
             change = sign * (candidate[of].astype(np.int64) - champion[of])
             by_family = np.bincount(which, change, len(names))
             lost, gained = int((by_family < 0).sum()), int((by_family > 0).sum())
-            shares = float(candidate[of].mean()), float(champion[of].mean())
+            shares = _mean(candidate[of], weight[of]), _mean(champion[of], weight[of])
             p = _losses_by_chance(lost, gained)
             found.append(Comparison(name, what, len(names), *shares, lost, gained, p, behind=False))
     adjusted = _holm([c.p for c in found])
@@ -297,10 +308,11 @@ def slice_verdict(found: Sequence[Comparison]) -> Verdict:
 # -- the gate ------------------------------------------------------------------------------------------------
 
 
-def gate(candidate: Report, champion: Report | None, budget: float) -> Verdict:
+def gate(candidate: Report, champion: Report | None, budget: float, alike: Report | None = None) -> Verdict:
     """Whether a candidate is good enough to be attacked and rolled out.
 
     Args:
+        alike: the candidate on the messages that the champion is judged on, where those are not all.
         budget: share of benign messages that may be acted on. It is broken only if the lower end of the 95%
             interval is above twice the budget: a few hundred benign messages cannot say more.
     """
@@ -311,11 +323,15 @@ def gate(candidate: Report, champion: Report | None, budget: float) -> Verdict:
         )
     if candidate.fpr_low > MAX_FPR_OVER_BUDGET * budget:
         broken.append(f"false positives {candidate.fpr:.2%} on unseen messages, the budget is {budget:.2%}")
-    if champion is not None and candidate.recall < champion.recall - RECALL_SLACK:
-        broken.append(f"recall {candidate.recall:.1%} is below the champion's {champion.recall:.1%}")
+    same = candidate if alike is None else alike
+    where = "" if alike is None else f" on the {alike.n_abuse} that it cannot have learnt from"
+    if champion is not None and same.recall < champion.recall - RECALL_SLACK:
+        broken.append(f"recall {same.recall:.1%} is below the champion's {champion.recall:.1%}{where}")
     if broken:
         return Verdict(False, tuple(broken))
     against = f", champion {champion.recall:.1%}" if champion else ""
+    if champion and alike:
+        against = f", {alike.recall:.1%} to the champion's {champion.recall:.1%}{where}"
     return Verdict(
         True,
         (f"recall {candidate.recall:.1%}{against}, false positives {candidate.fpr:.2%} on unseen messages",),

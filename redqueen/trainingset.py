@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast
@@ -119,8 +119,9 @@ def build(
 
 
 def digest(rows: pl.DataFrame) -> str:
-    """What names a training set: equal exactly when the rows and their order are."""
-    return hashlib.sha256(rows.hash_rows(seed=1).to_numpy().tobytes()).hexdigest()[:16]
+    """What names a training set: equal exactly when the columns, the rows and their order are."""
+    columns = json.dumps([[name, str(kind)] for name, kind in rows.schema.items()]).encode()
+    return hashlib.sha256(columns + rows.hash_rows(seed=1).to_numpy().tobytes()).hexdigest()[:16]
 
 
 def instant(record: Mapping[str, Any]) -> datetime:
@@ -174,20 +175,23 @@ def lessons(
         keys: `hard_examples/v=<candidate>/...`.
         candidates: records of all candidates; the examples of one that has none were put there by hand.
     """
-    attacked = {
-        record["candidate"]: [
-            datetime.fromisoformat(move["at"])
-            for move in record.get("history", ())
-            if move["status"] in ("attacked", "rejected")
-        ]
-        for record in candidates
-    }
+    attacked = {record["candidate"]: _attacks(record.get("history", ())) for record in candidates}
 
     def known(key: str) -> bool:
         by = key.split("/")[1].removeprefix("v=")
         return by != candidate and (by not in attacked or any(at <= as_of for at in attacked[by]))
 
     return [key for key in keys if key.endswith(".parquet") and known(key)]
+
+
+def _attacks(history: Sequence[Mapping[str, Any]]) -> list[datetime]:
+    """When a candidate was attacked: it held, or was rejected although its evaluation had passed it."""
+    before = [None, *(move["status"] for move in history)]
+    return [
+        datetime.fromisoformat(move["at"])
+        for move, earlier in zip(history, before, strict=False)
+        if move["status"] == "attacked" or (move["status"], earlier) == ("rejected", "evaluated")
+    ]
 
 
 # -- rows ----------------------------------------------------------------------------------------------------

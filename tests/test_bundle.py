@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from models import bundle
+from models import bundle, signing
 from models.bundle import MANIFEST, Manifest
 from models.signing import SIGNATURE, Signer, Trust, keys_told, make_keys, signer_of, trust_of
 from redqueen.errors import BundleError, InvalidInput, NotFound
@@ -225,6 +225,29 @@ def _means_the_same(good: bytes, changed: bytes) -> bool:
     except (ValueError, KeyError, LookupError, TypeError):
         return False
     return parts[0] == parts[1]
+
+
+@pytest.mark.parametrize("good_first", [True, False])
+def test_the_signature_that_is_verified_is_the_one_that_was_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good_first: bool
+) -> None:
+    good, hashing = (folder / SIGNATURE).read_bytes(), signing._hashing
+    make_keys(tmp_path / "other.pem", tmp_path / "other.pub")
+    Signer(tmp_path / "other.pem").sign(folder)
+    forged = (folder / SIGNATURE).read_bytes()
+    first, then = (good, forged) if good_first else (forged, good)
+    (folder / SIGNATURE).write_bytes(first)
+
+    def swapping(of: Path) -> object:
+        (folder / SIGNATURE).write_bytes(then)
+        return hashing(of)
+
+    monkeypatch.setattr(signing, "_hashing", swapping)
+    if good_first:
+        bundle.verify(folder, TRUST)
+    else:
+        with pytest.raises(BundleError, match="signature does not hold"):
+            bundle.verify(folder, TRUST)
 
 
 def test_a_link_in_place_of_the_signature_is_refused(folder: Path, tmp_path: Path) -> None:

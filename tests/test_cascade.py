@@ -210,14 +210,19 @@ def seen(n: int) -> list[View]:
     return [View(f"message number {i}", 0) for i in range(n)]
 
 
+def sample(rate: float, salt: str, some: list[View]) -> np.ndarray:
+    watch = Watch(rate, salt)
+    return watch.sampled(watch.drawn(some))
+
+
 def test_the_sample_is_of_the_size_asked_for_and_follows_from_text_and_salt() -> None:
     some = seen(4000)
-    drawn = Watch(0.1, "salt").sampled(some)
+    drawn = sample(0.1, "salt", some)
     assert 0.08 < drawn.mean() < 0.12
-    np.testing.assert_array_equal(drawn, Watch(0.1, "salt").sampled(some))
-    assert (drawn != Watch(0.1, "other").sampled(some)).any()
-    assert not Watch(0.0, "salt").sampled(some).any()
-    assert Watch(1.0, "salt").sampled(some).all()
+    np.testing.assert_array_equal(drawn, sample(0.1, "salt", some))
+    assert (drawn != sample(0.1, "other", some)).any()
+    assert not sample(0.0, "salt", some).any()
+    assert sample(1.0, "salt", some).all()
 
 
 def test_the_share_missed_is_estimated_from_the_sample() -> None:
@@ -225,25 +230,42 @@ def test_the_share_missed_is_estimated_from_the_sample() -> None:
     n, rate = 200_000, 0.1
     abuse = rng.random(n) < 0.02
     settled = np.where(abuse, rng.random(n) < 0.2, rng.random(n) < 0.9)
-    read = ~settled | (rng.random(n) < rate)
+    drawn = rng.permutation(np.linspace(0, 2**32 - 1, n).astype(np.uint32))
     watch = Watch(rate, "salt", most_missed=0.5)
-    watch.record(settled, read, abuse & read)
+    acted = abuse & (~settled | watch.sampled(drawn))
+    # A flood of copies counts as one message, whether it is missed or caught.
+    copied = np.concatenate([np.arange(n), *(np.repeat(rows[0], 5_000) for rows in flooding(settled, acted))])
+    watch.record(settled[copied], acted[copied], drawn[copied])
     estimate, low, high = watch.missed_share()
     assert low < 0.2 < high
     assert abs(estimate - 0.2) < 0.05
     assert not watch.tripped
+    assert watch.counts()["missed"] > 5_000
+
+
+def flooding(settled: np.ndarray, acted: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(acted & settled), np.flatnonzero(acted & ~settled)]
 
 
 def test_too_many_misses_stop_the_first_stage_and_a_few_do_not() -> None:
     fine, broken = Watch(0.1, "salt"), Watch(0.1, "salt")
     yes, no = np.ones(1, bool), np.zeros(1, bool)
-    for watch, caught, misses in ((fine, 5000, 3), (broken, 100, 8)):
-        for _ in range(caught):
-            watch.record(no, yes, yes)
-        for _ in range(misses):
-            watch.record(yes, yes, yes)
+    for watch, caught, misses in ((fine, 500, 3), (broken, 10, 8)):
+        for i in range(caught):
+            watch.record(no, yes, np.array([i], np.uint32))
+        for i in range(misses):
+            assert not watch.tripped or watch is broken
+            watch.record(yes, yes, np.array([caught + i], np.uint32))
     assert not fine.tripped
     assert "should have been acted on" in broken.tripped
+
+
+def test_copies_of_one_message_do_not_stop_the_first_stage() -> None:
+    watch = Watch(0.1, "salt")
+    for _ in range(60):
+        watch.record(np.ones(9, bool), np.ones(9, bool), np.full(9, 7, np.uint32))
+    assert not watch.tripped
+    assert watch.counts()["missed"] == 540
 
 
 def test_what_is_audited_gets_the_whole_models_answer(folder: Path, exact: Detector) -> None:

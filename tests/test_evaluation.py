@@ -300,6 +300,21 @@ def test_a_little_recall_may_be_lost_to_newer_data(loss: float, passes: bool) ->
     assert gate(report(0.9 - loss), report(0.9), 0.01).passed is passes
 
 
+def test_a_row_counts_for_those_that_were_left_out() -> None:
+    # Newest benign rows are all kept, of the older ones one in twenty; all that is acted on is new.
+    frame = rows([1] * 40 + [0] * 1_040, [0] * 1_080).with_columns(
+        inclusion=pl.Series([1.0] * 80 + [0.05] * 1_000)
+    )
+    scores = np.zeros((1_080, 2))
+    scores[:60] = 1
+    judged = judge(frame, scores, [0.5, 0.5], POLICIES)
+    assert judged.fpr == pytest.approx(20 / (40 + 20 * 1_000))
+    assert judged.fpr_low < judged.fpr < judged.fpr_high < 0.006
+    assert judged.recall == 1.0
+    unweighted = judge(frame.drop("inclusion"), scores, [0.5, 0.5], POLICIES)
+    assert unweighted.fpr == pytest.approx(20 / 1_040)
+
+
 def test_false_positives_break_the_gate_only_when_they_are_sure() -> None:
     few = replace(report(), fpr=0.05, fpr_low=0.015)
     assert gate(few, None, 0.01).passed
@@ -332,11 +347,16 @@ def test_a_champion_that_knows_other_features_is_judged_as_it_is_served_by_text_
 CANDIDATE = "2026-01-03T14-attack-0001"
 
 
-def published(env: Environment, folder: Path, **thresholds: float) -> str:
-    """The toy detector, published with these thresholds; returns its model_id."""
+def published(
+    env: Environment, folder: Path, learnt: dict[str, Any] | None = None, **thresholds: float
+) -> str:
+    """The toy detector, published with these thresholds and this training; returns its model_id."""
     shutil.copytree(toy_bundle(), folder)
     fused = json.loads((folder / bundle.FUSION).read_text())
     manifest = bundle.verify(folder)
+    if learnt is not None:
+        metrics = json.loads((folder / bundle.METRICS).read_text())
+        (folder / bundle.METRICS).write_text(json.dumps(metrics | {"training": learnt}))
     for policy, threshold in thresholds.items():
         fused["thresholds"][manifest.policies.index(policy)] = threshold
     (folder / bundle.FUSION).write_text(json.dumps(fused))
@@ -375,6 +395,26 @@ def evaluated(env: Environment, model: str, champion: str | None) -> dict[str, A
             selection=[evaluation], raise_on_error=False,
         )  # fmt: skip
     return env.store.get_json(f"evaluations/{model}/evaluation.json")
+
+
+def test_a_champion_is_only_compared_on_what_it_cannot_have_learnt(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    write_env(home, policies="spam,scam", severe_policies="", fpr_budget=0.05)
+    env = Environment(home=str(home))
+    later = {"seed": 0, "held_rates": [0.15, 0.4], "until": (T0 + timedelta(days=1)).isoformat()}
+    champion = published(env, tmp_path / "a", later, spam=0.02)
+    found = evaluated(env, published(env, tmp_path / "b", spam=0.99), champion)
+    ours, theirs = found["reports"]["candidate"], found["reports"]["champion"]
+    assert 0.3 * ours["n_abuse"] < theirs["n_abuse"] < 0.5 * ours["n_abuse"]
+    assert 0.1 * ours["n_benign"] < theirs["n_benign"] < 0.2 * ours["n_benign"]
+    assert f"on the {theirs['n_abuse']} that it cannot have learnt from" in " ".join(found["reasons"])
+    assert "of 1500 messages: it may have learnt from the others" in found["reasons"][-1]
+    # Of one that does not tell what it learnt from nothing can be said, and nothing is.
+    silent = published(env, tmp_path / "c", {}, spam=0.03)
+    alone = evaluated(env, published(env, tmp_path / "d", spam=0.5), silent)
+    assert alone["compared"] == []
+    assert alone["reports"]["champion"]["n_abuse"] == 0
+    assert "on 0 of 1500 messages" in alone["reasons"][-1]
 
 
 def test_a_candidate_that_gives_up_a_slice_is_rejected_and_the_slice_is_named(tmp_path: Path) -> None:

@@ -115,6 +115,32 @@ def test_a_message_without_words_is_judged_by_behaviour_and_others_are_not() -> 
     np.testing.assert_allclose(alone, fusion.sigmoid(np.full((2, 3), -4.0)), atol=1e-6)
 
 
+def test_a_part_with_nothing_to_say_of_a_message_does_not_sway_the_weights() -> None:
+    rng = np.random.default_rng(8)
+    bad = rng.random((4_000, 1)) < 0.2
+    logits = {p: 2.0 * bad - 1 + rng.normal(size=(4_000, 1)) for p in ("linear", "trees")}
+    heard = fusion.fit_voice(tuple(logits), logits, bad.astype(float), np.ones(4_000))
+    logits["trees"][:40] = np.nan
+    gaps = fusion.fit_voice(tuple(logits), logits, bad.astype(float), np.ones(4_000))
+    np.testing.assert_allclose(gaps.weights, heard.weights, atol=0.05)
+    np.testing.assert_allclose(
+        gaps.raw(logits)[:40], 2 * np.mean(gaps.weights) * logits["linear"][:40] + gaps.bias
+    )
+
+
+def test_a_threshold_that_a_probability_cannot_tell_from_one_is_brought_back() -> None:
+    # Benign messages as loud as this are rare; those above 17 log odds would all be acted on.
+    z = np.concatenate([np.linspace(-8, 30, 400), np.linspace(20, 40, 100)])[:, None]
+    part = Slice((np.arange(500) >= 400).astype(float)[:, None], np.ones(500))
+    voice = Voice(("linear",), ((4.0,),), (0.0,), (1.0,), (0.0,))
+    logits = {"linear": z / 4}
+    limits = Limits(0.05, 0.0, (2.3,))
+    fused = fusion.finish(voice, voice, logits, part, limits)
+    acted = fused.probabilities(logits)[:, 0] >= np.float32(fused.thresholds[0])
+    assert acted.tolist() == (z >= limits.cut(z, part.abusive, part.weight))[:, 0].tolist()
+    assert 0 < acted[:400].mean() <= 0.05
+
+
 def test_fusions_travel_as_json_also_those_of_older_bundles() -> None:
     fused = Fusion(single(2), single(), (0.5, 0.4, 0.3), single(2))
     plain = json.loads(json.dumps(fused.to_dict()))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import onnx
+import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models import baseline, bundle, fusion, rehearsal, tokens
+from models import baseline, bundle, fusion, rehearsal, tokens, trees
+from models.dataset import EPOCH, LARGEST_HELD, load, not_learnt_by, split
 from models.detector import Detector, Network
 from models.rehearsal import select
 from models.train import train
@@ -86,6 +89,49 @@ def test_an_unknown_feature_is_allowed_and_a_wrong_matrix_is_not(detector: Detec
     assert np.isfinite(detector.score(["hi"], [[np.nan, np.nan]])).all()
     with pytest.raises(InvalidInput, match=r"wants \(1, 2\)"):
         detector.score(["hi"], [[1.0]])
+
+
+@pytest.mark.parametrize("missing", [(0,), (1,), (0, 1)])
+def test_a_feature_that_was_never_missing_and_now_is_makes_no_abuse_of_the_benign(
+    detector: Detector, missing: tuple[int, ...]
+) -> None:
+    rows = messages(1500, seed=96)
+    texts, features = [m.text for m in rows], matrix(rows)
+    odd = np.arange(len(rows)) % 2 == 1
+    features[np.ix_(odd, missing)] = np.nan
+    scores, alone = detector.score(texts, features), detector.score_texts(texts)
+    np.testing.assert_allclose(scores[odd], alone[odd], atol=1e-6)
+    np.testing.assert_allclose(scores[~odd], detector.score(texts, matrix(rows))[~odd], atol=1e-6)
+    assert (np.abs(scores - alone)[~odd] > 1e-3).mean() > 0.5
+    # Nothing to read, and behaviour in part: what the text parts know of such messages.
+    silent = np.full((1, 2), np.nan)
+    np.testing.assert_allclose(detector.score([""], silent), detector.score_texts([""]), atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", [trees.LEAST_MISSING - 1, trees.LEAST_MISSING])
+def test_trees_speak_without_a_feature_that_enough_messages_lacked(missing: int) -> None:
+    rng = np.random.default_rng(3)
+    bad = rng.random(1_500) < 0.2
+    features = (rng.normal(size=(1_500, 2)) + 2 * bad[:, None]).astype(np.float32)
+    features[:missing, 1] = np.nan
+    fitted = trees.fit(features, bad[:, None].astype(np.float32), np.ones(1_500, np.float32))
+    asked = np.array([[0.0, np.nan], [np.nan, 0.0], [0.0, 0.0]], np.float32)
+    known = missing >= trees.LEAST_MISSING
+    for model in (fitted, trees.Trees.from_bytes(fitted.to_bytes(), 1)):
+        assert np.isfinite(model.logits(asked)[:, 0]).tolist() == [known, False, True]
+
+
+@pytest.mark.parametrize("hiding", ["\u200b" * 2_500, " " * 2_500, "\u200b\n" * 90_000, "f\u200b"])
+def test_what_cannot_be_seen_does_not_push_the_message_out_of_view(detector: Detector, hiding: str) -> None:
+    text = "claim free gift wallet bonus"
+    hidden = text.replace("f", hiding) if hiding.startswith("f") else hiding + text
+    plain, tried, between = detector.score([text, hidden, "\u2060".join(text)])
+    assert detector.decide(np.stack([plain, tried, between])).all()
+    many = text.replace(" ", " " + "\u200b" * 400)
+    assert tokens.view(many).canonical == text
+    lines = tokens.Words(48).parts(tokens.views([many]))[0]
+    assert len(lines) <= tokens.MOST_SENT
+    assert {word for line in lines for word in line.words} >= set(text.split())
 
 
 def test_disguise_is_seen_through(detector: Detector) -> None:
@@ -267,11 +313,31 @@ def test_a_simpler_model_that_is_as_good_wins() -> None:
 # -- training ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_what_an_earlier_model_cannot_have_learnt_is_what_it_held_or_never_saw(
+    tmp_path: Path, share: float
+) -> None:
+    whole = load(spec(tmp_path, dataset=str(dataset(tmp_path / "all.parquet", 2_000))))
+    known = np.arange(len(whole.event_ids)) < share * len(whole.event_ids)
+    pl.read_parquet(tmp_path / "all.parquet").sort("ts").head(int(known.sum())).write_parquet(
+        tmp_path / "early.parquet"
+    )
+    early = load(spec(tmp_path, dataset=str(tmp_path / "early.parquet")))
+    parts = split(early, 3)
+    until = (EPOCH + timedelta(microseconds=int(early.sent_at[-1]))).isoformat()
+    training = {"seed": 3, "held_rates": parts.rates, "until": until}
+    fair = not_learnt_by(training, whole.sent_at, whole.group, whole.abusive)
+    learnt = set(early.group[parts.everything].tolist())
+    _, which, size = np.unique(whole.group, return_inverse=True, return_counts=True)
+    fair &= size[which] <= LARGEST_HELD
+    assert not set(whole.group[fair].tolist()) & learnt
+    held = np.isin(whole.event_ids, [early.event_ids[i] for i in parts.held])
+    assert fair[held & (size[which] <= LARGEST_HELD)].all()
+    assert fair[~known].any() == (share < 1)
+    assert not not_learnt_by({}, whole.sent_at, whole.group, whole.abusive).any()
+
+
 def test_near_duplicates_never_straddle_a_split(tmp_path: Path) -> None:
-    import polars as pl
-
-    from models.dataset import load, split
-
     plan = spec(tmp_path)
     table = pl.read_parquet(plan.dataset)
     copies = table.head(200).with_columns(

@@ -111,6 +111,35 @@ def test_an_upload_that_finishes_meanwhile_is_no_orphan(store: DirectoryStore, t
     assert bundle.fetch(store, late, tmp_path / "cache", TRUST).name == late
 
 
+def test_a_model_that_was_just_published_stays_though_its_candidate_does_not_know_it_yet(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    asked = NOW - timedelta(days=40)
+    new, old = model(store, tmp_path, "new", made=asked), model(store, tmp_path, "old")
+    state.advance_candidate(store, "slow", "launched", NOW, "told", created_at=asked.isoformat())
+    assert "slow may have just published it" in registry.garbage(store, NOW, 0).kept[new]
+    assert registry.collect(store, NOW, 0).models == (old,)
+    state.advance_candidate(store, "slow", "failed", NOW, "told")
+    assert registry.collect(store, NOW, 0).models == (new,)
+
+
+def test_what_comes_back_while_a_collection_runs_is_not_removed_nor_said_to_be(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, gone = sorted(model(store, tmp_path, name) for name in ("again", "gone"))
+    candidate(store, "of-again", again, "rejected")
+    found = registry.garbage(store, NOW)
+    assert set(found.models) == {again, gone}
+
+    def meanwhile(*_: object) -> registry.Garbage:
+        candidate(store, "of-again", again, "trained")  # the lap was run again, and made the same model
+        return found
+
+    monkeypatch.setattr(registry, "garbage", meanwhile)
+    assert registry.collect(store, NOW).models == (gone,)
+    assert registry.ids(store) == [again]
+
+
 def test_a_model_that_was_tampered_with_stays_as_evidence(store: DirectoryStore, tmp_path: Path) -> None:
     bad = model(store, tmp_path, "bad")
     store.put(f"models/{bad}/{MANIFEST}", store.get(f"models/{bad}/{MANIFEST}").data + b" ")

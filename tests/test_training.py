@@ -257,6 +257,28 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_happened(
     assert bundle.verify(folder).model_id == bundle.verify(toy_bundle()).model_id
 
 
+@pytest.mark.parametrize("left", [b"", b"half a header"])
+def test_a_damaged_checkpoint_is_none(tmp_path: Path, left: bytes) -> None:
+    plan = spec(tmp_path, checkpoint_seconds=9.0)
+    Path(plan.out).mkdir()
+    (Path(plan.out) / "checkpoint.safetensors").write_bytes(left)
+    told: list[str] = []
+    folder = train(plan, lambda event: told.append(event["stage"]))
+    assert any(stage.startswith("starts anew: the checkpoint is damaged") for stage in told)
+    assert bundle.verify(folder).model_id == bundle.verify(toy_bundle()).model_id
+
+
+def test_an_encoder_that_diverges_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from models.encoder import Trainer
+
+    learn = Trainer._step
+    losses = iter(range(10_000))
+    monkeypatch.setattr(Trainer, "_step", lambda *given: float("nan") if next(losses) == 9 else learn(*given))
+    with pytest.raises(InvalidInput, match="the encoder diverged: its loss is nan in epoch 1, step 10"):
+        train(spec(tmp_path))
+    assert not (tmp_path / "work" / "bundle").exists()
+
+
 @pytest.mark.slow
 def test_under_dagster_figures_are_seen_before_it_ends_and_failures_say_why(tmp_path: Path) -> None:
     from assets import trainer

@@ -333,8 +333,9 @@ def test_a_lap_learns_from_attacks_of_earlier_laps_and_not_from_its_own_or_later
         record("failed-gate", ("evaluated", 1), ("rejected", 3)),
         record("late", ("evaluated", 1), ("attacked", 6)),
         record("own", ("attacked", 2)),
+        record("attacked-by-hand-later", ("trained", 1), ("rejected", 2), ("attacked", 7)),
     ]
-    names = ("early", "failed-gate", "late", "own", "by-hand")
+    names = ("early", "failed-gate", "late", "own", "attacked-by-hand-later", "by-hand")
     keys = [f"hard_examples/v={name}/part.parquet" for name in names] + ["hard_examples/v=early/notes.txt"]
     known = trainingset.lessons(keys, records, "own", T0 + timedelta(hours=5))
     assert [key.split("/")[1] for key in known] == ["v=early", "v=failed-gate", "v=by-hand"]
