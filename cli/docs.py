@@ -4,19 +4,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from redqueen.clock import hour_of
 from redqueen.errors import InvalidInput
+from redqueen.settings import Settings
+from redqueen.store import ObjectStore
+
+OpenHome = Callable[[], tuple[Settings, ObjectStore]]
 
 
-def mount(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("docs")(docs)
+def mount(app: typer.Typer, open_home: OpenHome) -> None:
+    """Add the command; the home that `open_home` gives has to be there."""
+
+    @app.command("docs", help=docs.__doc__)
+    @functools.wraps(docs)
+    def of_home(*given: Any, **named: Any) -> None:
+        open_home()
+        docs(*given, **named)
 
 
 def docs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from typing import Annotated
 
 import polars as pl
@@ -13,8 +14,8 @@ from rich.table import Table
 
 from redqueen import poisoning, releases
 from redqueen.clock import open_clock
-from redqueen.settings import load_settings
-from redqueen.store import open_store
+from redqueen.settings import Settings
+from redqueen.store import ObjectStore
 
 app = typer.Typer(help="Held labels: list them, release them, hold them again.", no_args_is_help=True)
 out = Console(highlight=False)
@@ -22,60 +23,63 @@ out = Console(highlight=False)
 Owner = Annotated[str | None, typer.Option(help="Who answers for it; default: you.")]
 
 
-@app.command()
-def held() -> None:
-    """The rings and bursts that the label guard found, and what stands about each."""
-    settings = load_settings()
-    store = open_store(settings)
-    now = open_clock(settings, store).now()
-    verdicts = poisoning.current(store, now)
-    last_words = releases.last_words(store, now)
-    groups = poisoning.summary(verdicts)
-    if groups.height:
-        table = Table("group", "reason", "members", "labels", "first", "last", "age", "state")
-        for row in groups.iter_rows(named=True):
-            age = (now - row["first"]).total_seconds() / 3600
-            state = poisoning.standing(row["group"], row["held"], last_words)
-            table.add_row(
-                row["group"], row["reason"], str(row["members"]), str(row["labels"]),
-                f"{row['first']:%Y-%m-%d %H:%M}", f"{row['last']:%Y-%m-%d %H:%M}", f"{age:.0f} h",
-                escape(state),
-            )  # fmt: skip
-        out.print(table)
-    else:
-        out.print("No ring or burst is known: nothing is held.")
-    for target in releases.released(store, now):
-        if target not in groups["group"]:
-            out.print(f"{escape(target)}: {escape(last_words[target].sentence())}")
-    alone = verdicts.filter(pl.col("group").is_null())
-    for reason, count in alone["reason"].value_counts().sort("reason").iter_rows():
-        out.print(f"{count} reports weigh less than a vote: {reason}")
+OpenHome = Callable[[], tuple[Settings, ObjectStore]]
 
 
-@app.command()
-def release(
-    target: Annotated[str, typer.Argument(help="A group, as `held` lists it, or a label's id.")],
-    reason: Annotated[str, typer.Option(help="Why; everybody sees it.")],
-    owner: Owner = None,
-) -> None:
-    """Let a group's votes, or one label, count again from now on."""
-    settings = load_settings()
-    store = open_store(settings)
-    now = open_clock(settings, store).now()
-    word = poisoning.release(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
-    out.print(f"{escape(target)} {escape(word.sentence())}")
-    out.print(f"`redqueen labels hold-again {escape(target)}` takes it back.")
+def mount(parent: typer.Typer, open_home: OpenHome) -> None:
+    """Hang the commands on `parent`; they work on the home that `open_home` gives."""
 
+    @app.command()
+    def held() -> None:
+        """The rings and bursts that the label guard found, and what stands about each."""
+        settings, store = open_home()
+        now = open_clock(settings, store).now()
+        verdicts = poisoning.current(store, now)
+        last_words = releases.last_words(store, now)
+        groups = poisoning.summary(verdicts)
+        if groups.height:
+            table = Table("group", "reason", "members", "labels", "first", "last", "age", "state")
+            for row in groups.iter_rows(named=True):
+                age = (now - row["first"]).total_seconds() / 3600
+                state = poisoning.standing(row["group"], row["held"], last_words)
+                table.add_row(
+                    row["group"], row["reason"], str(row["members"]), str(row["labels"]),
+                    f"{row['first']:%Y-%m-%d %H:%M}", f"{row['last']:%Y-%m-%d %H:%M}", f"{age:.0f} h",
+                    escape(state),
+                )  # fmt: skip
+            out.print(table)
+        else:
+            out.print("No ring or burst is known: nothing is held.")
+        for target in releases.released(store, now):
+            if target not in groups["group"]:
+                out.print(f"{escape(target)}: {escape(last_words[target].sentence())}")
+        alone = verdicts.filter(pl.col("group").is_null())
+        for reason, count in alone["reason"].value_counts().sort("reason").iter_rows():
+            out.print(f"{count} reports weigh less than a vote: {reason}")
 
-@app.command("hold-again")
-def hold_again(
-    target: Annotated[str, typer.Argument(help="What was released: a group or a label's id.")],
-    reason: Annotated[str, typer.Option(help="Why; everybody sees it.")] = "the release was a mistake",
-    owner: Owner = None,
-) -> None:
-    """Take a release back from now on."""
-    settings = load_settings()
-    store = open_store(settings)
-    now = open_clock(settings, store).now()
-    word = releases.hold_again(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
-    out.print(f"{escape(target)} {escape(word.sentence())}")
+    @app.command()
+    def release(
+        target: Annotated[str, typer.Argument(help="A group, as `held` lists it, or a label's id.")],
+        reason: Annotated[str, typer.Option(help="Why; everybody sees it.")],
+        owner: Owner = None,
+    ) -> None:
+        """Let a group's votes, or one label, count again from now on."""
+        settings, store = open_home()
+        now = open_clock(settings, store).now()
+        word = poisoning.release(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
+        out.print(f"{escape(target)} {escape(word.sentence())}")
+        out.print(f"`redqueen labels hold-again {escape(target)}` takes it back.")
+
+    @app.command("hold-again")
+    def hold_again(
+        target: Annotated[str, typer.Argument(help="What was released: a group or a label's id.")],
+        reason: Annotated[str, typer.Option(help="Why; everybody sees it.")] = "the release was a mistake",
+        owner: Owner = None,
+    ) -> None:
+        """Take a release back from now on."""
+        settings, store = open_home()
+        now = open_clock(settings, store).now()
+        word = releases.hold_again(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
+        out.print(f"{escape(target)} {escape(word.sentence())}")
+
+    parent.add_typer(app, name="labels")

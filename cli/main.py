@@ -98,8 +98,6 @@ def _open(*, create: bool = False) -> tuple[Settings, ObjectStore]:
         ) from None
 
 
-app.add_typer(label_commands.app, name="labels")
-
 # -- running -------------------------------------------------------------------------------------------------
 
 DataOption = Annotated[
@@ -198,7 +196,7 @@ def import_(
 
 @app.command()
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the web server.")] = 3000,
+    port: Annotated[int, typer.Option(help="Port of the web server.", min=0, max=65535)] = 3000,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="No launches, no switches: for on call.")
     ] = False,
@@ -216,12 +214,18 @@ def ui(
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8087,
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8087,
 ) -> None:
     """Run the scoring service on this home."""
     from serving.app import serve as run
 
-    run(load_settings(), host, port)
+    settings = load_settings()
+    if settings.store_url is None and not settings.home.exists():
+        err.print(
+            f"[yellow]there is no home at {escape(str(settings.home))}[/]: it begins empty, and every "
+            "message is allowed until a model is live"
+        )
+    run(settings, host, port)
 
 
 @app.command()
@@ -368,7 +372,8 @@ def doctor() -> None:
         raise typer.Exit(1) from None
     broken = False
     trust = trust_of(settings)
-    for finding in examine(settings, lambda store, model: problem(store, model, trust), keys_told(settings)):
+    told = examine(settings, lambda store, model: problem(store, model, trust), lambda: keys_told(settings))
+    for finding in told:
         mark = {True: "[green]fine[/]  ", None: "[yellow]note[/]  ", False: "[red]broken[/]"}[finding.ok]
         out.print(f"{mark}  {finding.name:11} {escape(finding.message)}")
         broken |= finding.ok is False
@@ -418,6 +423,7 @@ def rollback(
         float, typer.Option(help="Nothing is promoted for this long.", min=0, max=8760)
     ] = 12.0,
     force: Annotated[bool, typer.Option("--force", help="Also to a model that does not verify.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also right after another rollback.")] = False,
 ) -> None:
     """Take back the candidate on its way; with none on its way, go back to the model that was live before."""
     from models.bundle import problem
@@ -431,7 +437,7 @@ def rollback(
         found = "" if force else problem(store, model_id, trust_of(settings))
         return f"{found}. --force goes back to it all the same" if found else ""
 
-    after = roll_back(store, now, getpass.getuser(), reason, pause_hours, damaged)
+    after = roll_back(store, now, getpass.getuser(), reason, pause_hours, damaged, again=again)
     out.print(escape(after.message))
 
 
@@ -439,7 +445,8 @@ model_commands.mount(app, _open)
 quarantine_commands.mount(app, _open)
 erase_commands.mount(app, _open)
 feature_commands.mount(app)
-docs_commands.mount(app)
+docs_commands.mount(app, _open)
+label_commands.mount(app, _open)
 
 
 def main() -> None:
@@ -456,9 +463,10 @@ def main() -> None:
             err.print(f"[red]Settings[/]: {escape(problem)}")
         raise SystemExit(1) from None
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        err.print(f"[red]{type(error).__name__}[/]: {escape(f'{error.filename}: {error.strerror}')}")
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[red]{type(error).__name__}[/]: {escape(where + error.strerror)}")
         raise SystemExit(1) from None
 
 

@@ -1,9 +1,10 @@
-"""`redqueen models`: what there is, what one is, how two differ, and clearing up."""
+"""`redqueen models`: what there is, what one is, how two differ, mending and clearing up."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,10 +13,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from redqueen.clock import open_clock
+from redqueen.errors import InvalidInput
 from redqueen.settings import Settings
 from redqueen.store import ObjectStore
 
-app = typer.Typer(no_args_is_help=True, help="The models of this home: list, show, diff, gc.")
+app = typer.Typer(no_args_is_help=True, help="The models of this home: list, show, diff, repair, gc.")
 out = Console(highlight=False)
 
 OpenHome = Callable[[], tuple[Settings, ObjectStore]]
@@ -37,7 +39,7 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
             typer.echo(json.dumps([vars(entry) for entry in found], indent=1))
             return
         candidate, made = (Column(title, overflow="fold") for title in ("candidate", "made"))
-        table = Table(_whole("model"), "role", candidate, made, "serves", _whole("parent"))
+        table = Table(_whole("model"), _whole("role"), candidate, made, "serves", _whole("parent"))
         for e in found:
             when = e.created_at[:16] or f"[red]{escape(e.problem)}[/]"
             table.add_row(e.model_id, e.role, e.candidate or "-", when, e.selected, e.parent or "-")
@@ -76,6 +78,26 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         for change in changes:
             table.add_row(change.what, _short(change.before), _short(change.after))
         out.print(table)
+
+    @app.command()
+    def repair(
+        model: Annotated[str, typer.Argument(help="The whole id of a model that the store holds damaged.")],
+        source: Annotated[
+            Path | None,
+            typer.Option("--from", help="A whole copy of its folder. Default: the one in this home's cache."),
+        ] = None,
+    ) -> None:
+        """Publish a model again from a whole copy: what `doctor` says is refused or missing is right then."""
+        from models import bundle
+        from models.signing import trust_of
+
+        settings, store = open_home()
+        folder = source or settings.home / "cache" / model
+        trust = trust_of(settings)
+        if (found := bundle.verify(folder, trust).model_id) != model:
+            raise InvalidInput(f"{folder} holds {found}, not {model}")
+        bundle.publish(store, folder, trust)
+        out.print(f"{model} is whole in the store")
 
     @app.command()
     def gc(

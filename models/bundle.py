@@ -309,8 +309,8 @@ def load_manifest(store: ObjectStore, model_id: str) -> Manifest:
 
 def _refused(model_id: str, why: object) -> BundleError:
     return BundleError(
-        f"{prefix(model_id)} in the store is refused: {why}. Publish it again or train another; `redqueen "
-        "doctor` says whether the one before it is whole"
+        f"{prefix(model_id)} in the store is refused: {why}. `redqueen models repair {model_id}` publishes a "
+        "whole copy again; `redqueen doctor` says whether the one before it is whole"
     )
 
 
@@ -320,7 +320,7 @@ def problem(store: ObjectStore, model_id: str, trust: Trust) -> str:
         try:
             fetch(store, model_id, Path(cache), trust)
         except NotFound:
-            return f"there is no model {model_id} in the store"
+            return f"there is no model {model_id} in the store; `redqueen models repair {model_id}`"
         except BundleError as error:
             return str(error)
     return ""

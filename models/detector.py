@@ -110,12 +110,12 @@ class Detector:
         try:
             fusion = Fusion.from_dict(json.loads(files[bundle.FUSION]))
             parts = _load_parts(manifest, files, fusion, int8=shortcuts is not None and shortcuts.int8)
-            training = json.loads(files[bundle.METRICS]).get("training")
+            training = _told_of_training(files[bundle.METRICS])
             if shortcuts is None or not shortcuts.cascade or bundle.CASCADE not in files:
                 return cls(manifest, fusion, parts, training=training)
             watch = Watch(shortcuts.audit_rate, shortcuts.salt)
             return cls(manifest, fusion, parts, Cascade.from_bytes(files[bundle.CASCADE]), watch, training)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise BundleError(f"bundle {folder} verifies but does not load: {error}") from error
 
     @classmethod
@@ -202,6 +202,14 @@ class Detector:
                 f"compute them with features version {self.manifest.features_version}"
             )
         return matrix
+
+
+def _told_of_training(metrics: bytes) -> dict[str, Any]:
+    """What the metrics tell of the training; nothing a message is scored by."""
+    try:
+        return dict(json.loads(metrics)["training"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def _load_parts(

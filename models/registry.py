@@ -19,7 +19,7 @@ from models.bundle import CARD, FUSION, MANIFEST, METRICS, Manifest, load_manife
 from models.signing import Trust
 from redqueen import state
 from redqueen.errors import BundleError, InvalidInput, NotFound
-from redqueen.store import ObjectStore
+from redqueen.store import ObjectStore, decoded
 
 ROOT = "models/"
 KEEP_DAYS = 30
@@ -190,16 +190,13 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
 
 def _sorted_out(store: ObjectStore, asked: Sequence[str], now: datetime, keep_days: float) -> Garbage:
     keep = _needed(store)
-    candidates, old = _by_model(store), now - timedelta(days=keep_days)
-    since = {k: datetime.fromisoformat(v) for k, v in state.read(store, ORPHANS_KEY).items()}
+    old = now - timedelta(days=keep_days)
+    since = decoded(ORPHANS_KEY, state.read(store, ORPHANS_KEY), _instants)
     models, orphans = [], []
     for model_id in asked:
-        status = candidates.get(model_id, {}).get("status")
         if model_id in keep:
             continue
-        if status is not None and status not in state.FINISHED:
-            keep[model_id] = f"its candidate is {status}"
-        elif not store.exists(prefix(model_id) + MANIFEST):
+        if not store.exists(prefix(model_id) + MANIFEST):
             if model_id in since and now - since[model_id] >= ORPHANED_AFTER:
                 orphans.append(model_id)
             else:
@@ -219,6 +216,9 @@ def _needed(store: ObjectStore) -> dict[str, str]:
     """What is live, on its way or to be gone back to, and the ancestors of these, each with the reason."""
     roles = _roles(store)
     needed = {model_id: f"it is the {role}" for model_id, role in roles.items()}
+    for record in state.all_candidates(store):
+        if record.get("model_id") and (record["status"] == "live" or record["status"] not in state.FINISHED):
+            needed.setdefault(record["model_id"], f"its candidate is {record['status']}")
     waiting = list(needed)
     while waiting:
         child = waiting.pop()
@@ -239,6 +239,10 @@ def _needed(store: ObjectStore) -> dict[str, str]:
             needed[parent] = f"it is the parent of {child}"
             waiting.append(parent)
     return needed
+
+
+def _instants(found: dict[str, Any]) -> dict[str, datetime]:
+    return {model_id: datetime.fromisoformat(at) for model_id, at in found.items()}
 
 
 def _training(store: ObjectStore, made: datetime) -> str | None:

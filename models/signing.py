@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from redqueen.settings import Settings
 
 SIGNATURE = "signature.json"
+CURVES = ("secp256r1", "secp384r1", "secp521r1")
+"""Those that the specification allows."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Signer:
                 password=self._password,  # type: ignore[arg-type]  # it is declared as str and used as bytes
             )
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise self._unusable(error) from None
+            raise self._unusable(type(error).__name__) from None
         signer.set_hashing_config(_hashing(folder))
         partial = folder / f".{SIGNATURE}"
         signer.sign(folder, partial)
@@ -58,18 +60,21 @@ class Signer:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
-            return load_pem_private_key(self.private_key.read_bytes(), self._password).public_key()
+            public = load_pem_private_key(self.private_key.read_bytes(), self._password).public_key()
         except (OSError, ValueError, TypeError) as error:
-            raise self._unusable(error) from None
+            raise self._unusable(type(error).__name__) from None
+        if getattr(getattr(public, "curve", None), "name", None) not in CURVES:
+            raise self._unusable("it is of another kind")
+        return public
 
     @property
     def _password(self) -> bytes | None:
         return self.password.encode() if self.password else None
 
-    def _unusable(self, error: Exception) -> InvalidInput:
+    def _unusable(self, why: str) -> InvalidInput:
         return InvalidInput(
-            f"{self.private_key} is no usable signing key ({type(error).__name__}): set RQ_SIGNING_KEY "
-            "to an elliptic-curve key in PEM, and RQ_SIGNING_KEY_PASSWORD if it has one"
+            f"{self.private_key} is no usable signing key ({why}): set RQ_SIGNING_KEY to an elliptic-curve "
+            "key (P-256, P-384 or P-521) in PEM, and RQ_SIGNING_KEY_PASSWORD if it has one"
         )
 
 
@@ -191,9 +196,11 @@ def keys_told(settings: Settings) -> tuple[bool | None, str]:
         if not trusted.is_file():
             return False, f"{trusted} is not there: set RQ_VERIFY_KEY to the signer's public key"
         return True, f"models are loaded if {trusted} verifies their signature; none can be signed here"
+    if settings.signing_key is None and settings.verify_key is None and not public.exists():
+        how = f"`openssl ec -in {private} -pubout -out {public}` makes it again"
+        return False, f"{public} is gone, so every model is refused: {how}, and so does the next training"
     try:
-        if settings.signing_key is not None or public.exists():
-            check_pair(_signer(settings), trust_of(settings))
+        check_pair(_signer(settings), trust_of(settings))
     except InvalidInput as error:
         return False, str(error)
     return True, f"models are signed here, and loaded if {trusted} verifies their signature"

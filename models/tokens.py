@@ -24,13 +24,13 @@ LEVEL_EDGES = (0.0, 0.04, 0.15)
 LEVELS = len(LEVEL_EDGES) + 1
 
 MAX_CHARACTERS = 2_000
-"""A message is read up to here, counted once all that says nothing is gone: blanks and what cannot be seen
-would push the rest out of view.
-"""
+"""Of a longer message the beginning and the end are read, together so many characters. They are counted once
+all that says nothing is gone: blanks, and what cannot be seen, would push the rest out of view."""
+HEAD = MAX_CHARACTERS * 2 // 3
 
 MOST_PARTS = 8
-"""Of a longer text its beginning and its end are read. Ordinary text of `MAX_CHARACTERS` has up to eleven
-parts; what lies between is left to the linear and the Markov models, which read all."""
+"""Of more parts the encoder reads the first and the last ones. Ordinary text of `MAX_CHARACTERS` has up to
+eleven; what lies between is left to the linear and the Markov models."""
 MOST_SENT = 4
 """So many times as many parts as its words ask for may a message have for the way that they were sent."""
 LOUDEST = 0.7
@@ -69,9 +69,16 @@ def views(messages: Sequence[str]) -> list[View]:
     found = text.read_many(messages)
     levels = np.searchsorted(LEVEL_EDGES, [reading.obfuscation for reading in found], side="left")
     return [
-        View(reading.canonical[:MAX_CHARACTERS], level, sent[:MAX_CHARACTERS] if level else "")
+        View(_ends_of(reading.canonical), level, _ends_of(sent) if level else "")
         for sent, reading, level in zip(messages, found, levels.tolist(), strict=True)
     ]
+
+
+def _ends_of(message: str) -> str:
+    """The beginning and the end of what is too long."""
+    if len(message) <= MAX_CHARACTERS:
+        return message
+    return f"{message[:HEAD]} {message[len(message) - (MAX_CHARACTERS - HEAD - 1) :]}"
 
 
 class Reader(Protocol):

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from redqueen.errors import NotFound
+from redqueen.store import decoded
 
 if TYPE_CHECKING:
     from redqueen.settings import Settings
@@ -53,7 +54,8 @@ class StoreClock:
 
     def now(self) -> datetime:
         try:
-            return datetime.fromisoformat(self.store.get_json(CLOCK_KEY)["now"]).astimezone(UTC)
+            found = self.store.get_json(CLOCK_KEY)
+            return decoded(CLOCK_KEY, found, lambda f: datetime.fromisoformat(f["now"]).astimezone(UTC))
         except NotFound:
             return datetime.now(UTC)
 

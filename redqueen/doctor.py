@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from redqueen import retention, state
@@ -31,19 +32,43 @@ Problem = Callable[[ObjectStore, str], str]
 """Why the store's copy of a model cannot be loaded; empty if it can."""
 
 
-def examine(settings: Settings, problem: Problem, keys: tuple[bool | None, str]) -> Iterator[Finding]:
-    """Run every check, in the order in which one depends on the other.
+Check = Callable[[Settings, ObjectStore], Finding]
 
-    Args:
-        problem: verifies a model.
-        keys: what is to be said of the keys that sign and verify models, and whether it is fine.
+Keys = Callable[[], tuple[bool | None, str]]
+"""Whether the keys that sign and verify models are fine, and what is to be said of them."""
+
+
+def examine(settings: Settings, problem: Problem, keys: Keys) -> Iterator[Finding]:
+    """Run every check, in the order in which one depends on the other. What cannot be read does not keep the
+    others from being run.
     """
     yield Finding("settings", True, f"home {settings.home}, policies {', '.join(settings.policies)}")
     yield _home(settings)
+    if settings.store_url is None and not settings.home.exists():
+        yield Finding("store", None, f"there is no home at {settings.home} yet: `make ui` makes one")
+    else:
+        yield from _of_store(settings, problem)
+    yield _redis(settings)
+    yield _encoder(settings)
+    yield _guarded("keys", lambda: Finding("keys", *keys()))
+    yield _alerts(settings)
+
+
+def _of_store(settings: Settings, problem: Problem) -> Iterator[Finding]:
     try:
         store = open_store(settings)
         probe(store)
-    except (RedQueenError, OSError, ValueError) as error:
+        yield Finding("store", True, f"{store!r}; conditional writes hold")
+    except OSError as error:  # of a directory: it may still be read
+        yield Finding(
+            "store",
+            False,
+            f"it cannot be written to: {error}. Make room, or set RQ_HOME or RQ_STORE_URL to another place",
+        )
+        if not (settings.home / "store").is_dir():
+            return
+        store = open_store(settings)
+    except (RedQueenError, ValueError) as error:
         yield Finding("store", False, f"{error}. Check RQ_STORE_URL and RQ_S3_ENDPOINT_URL.")
         return
     except Exception as error:  # boto3 raises errors of its own for each way a network can fail
@@ -51,14 +76,12 @@ def examine(settings: Settings, problem: Problem, keys: tuple[bool | None, str])
             "store", False, f"{type(error).__name__}: {error}. Check RQ_STORE_URL and the credentials."
         )
         return
-    yield Finding("store", True, f"{store!r}; conditional writes hold")
-    for check in (_clock, _rollout, _holds, _monitoring, _models(problem)):
-        yield _guarded(check, settings, store)
-    yield _guarded(_retention, settings, store)
-    yield _redis(settings)
-    yield _encoder(settings)
-    yield Finding("keys", *keys)
-    yield _alerts(settings)
+    checks: tuple[Check, ...] = (
+        *(_clock, _rollout, _records, _holds, _monitoring),
+        *(_models(problem), _retention),
+    )
+    for check in checks:
+        yield _guarded(check.__name__.lstrip("_"), partial(check, settings, store))
 
 
 def _retention(settings: Settings, store: ObjectStore) -> Finding:
@@ -71,17 +94,13 @@ def _retention(settings: Settings, store: ObjectStore) -> Finding:
     return Finding("retention", True, f"{told}; `redqueen retention` shows what is past its time")
 
 
-def _guarded(
-    check: Callable[[Settings, ObjectStore], Finding], settings: Settings, store: ObjectStore
-) -> Finding:
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
-        return check(settings, store)
+        return check()
+    except RedQueenError as error:
+        return Finding(name, False, str(error))
     except Exception as error:
-        return Finding(
-            check.__name__.lstrip("_"),
-            False,
-            f"could not be read: {type(error).__name__}: {error}",
-        )
+        return Finding(name, False, f"could not be read: {type(error).__name__}: {error}")
 
 
 def _home(settings: Settings) -> Finding:
@@ -114,6 +133,30 @@ def _rollout(settings: Settings, store: ObjectStore) -> Finding:
     return Finding("rollout", True, f"{live.champion} is live, stage {live.stage}: {live.message}")
 
 
+def _records(settings: Settings, store: ObjectStore) -> Finding:
+    """Every small record that the loop rests on can be read."""
+    now = open_clock(settings, store).now()
+    keys = store.list("candidates/")
+    damaged = [why for key in keys if key.endswith(".json") and (why := _damaged(store, key))]
+    if damaged:
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
+        return Finding("records", False, f"{damaged[0]}{more}; no lap starts while it cannot be read")
+    state.loop_state(store, now)
+    for key in store.list("signals/")[-1:]:
+        store.get_json(key)
+    return Finding(
+        "records", True, f"{len(keys)} candidates, the retrains and the latest signals can be read"
+    )
+
+
+def _damaged(store: ObjectStore, key: str) -> str:
+    try:
+        state.record(store, key)
+    except InvalidInput as error:
+        return str(error)
+    return ""
+
+
 def _models(problem: Problem) -> Callable[[Settings, ObjectStore], Finding]:
     """The check whether what is live, on its way and to be gone back to can be loaded from the store."""
 
@@ -136,7 +179,9 @@ def _way_back(live: RolloutState, broken: Mapping[str, str]) -> str:
     if live.previous is None or "previous" in broken:
         return ". There is none to go back to: launch the job `lap`"
     back = (
-        "`redqueen rollback` drops the challenger, a second one" if live.challenger else "`redqueen rollback`"
+        "`redqueen rollback` drops the challenger, a second one with --again"
+        if live.challenger
+        else "`redqueen rollback`"
     )
     return f". {back} goes back to {live.previous}"
 

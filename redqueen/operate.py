@@ -7,13 +7,20 @@ pointer and the candidates' records always tell one story.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Any
 
 from redqueen import rollout, state
-from redqueen.errors import Refused
+from redqueen.errors import InvalidInput, Refused
 from redqueen.rollout import Limits, RolloutState, Step
 from redqueen.store import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+AGAIN = timedelta(hours=1)
+"""So soon after a person's rollback another one may well be meant for the same model."""
 
 
 def move(store: ObjectStore, seen: RolloutState, step: Step, now: datetime) -> RolloutState:
@@ -30,8 +37,19 @@ def move(store: ObjectStore, seen: RolloutState, step: Step, now: datetime) -> R
     return wanted
 
 
+def settle(store: ObjectStore, now: datetime) -> dict[str, Any] | None:
+    """Finish what a killed writer left half-way: the pointer, and the candidates' records. Returns the step
+    that was finished; None where the pointer had moved.
+    """
+    step = state.finish_move(store)
+    reflect(store, now)
+    return step
+
+
 def reflect(store: ObjectStore, now: datetime) -> None:
-    """Bring the candidates' records in line with the rollout; completes a move whose writer was killed."""
+    """Bring the candidates' records in line with the rollout. The rollout has moved by then: a record that
+    cannot be read is told of and left.
+    """
     live = state.rollout_state(store)
     wanted: dict[str, tuple[str, str]] = {}
     if live.previous_candidate:
@@ -43,9 +61,12 @@ def reflect(store: ObjectStore, now: datetime) -> None:
     for name, why in live.blocked.items():
         wanted[name] = ("rolled_back", why)
     for name, (status, reason) in wanted.items():
-        record = state.read(store, state.candidate_key(name))
-        if record and record["status"] != status:
-            state.advance_candidate(store, name, status, now, reason)
+        try:
+            record = state.read(store, state.candidate_key(name))
+            if record and record.get("status") != status:
+                state.advance_candidate(store, name, status, now, reason)
+        except InvalidInput as error:
+            logger.warning("the rollout moved, the record of %s did not: %s", name, error)
 
 
 def roll_back(
@@ -55,17 +76,35 @@ def roll_back(
     why: str,
     pause_hours: float,
     problem: Callable[[str], str] = lambda model_id: "",
+    *,
+    again: bool = False,
 ) -> RolloutState:
     """A person's rollback: drop the challenger, or put the previous champion back.
 
     Args:
         problem: why a model cannot be loaded; empty if it can. Nobody is helped by one that cannot.
+        again: also right after another rollback.
 
     Raises:
-        Refused: there is nothing to go back to, or it cannot be loaded.
+        Refused: there is nothing to go back to, or it cannot be loaded; or the rollout was just moved, and
+            what is asked for would now be something else.
         Conflict: the rollout moved at the same moment; look and try again.
     """
+    finished = settle(store, now)
     seen = state.rollout_state(store)
+    if finished is not None:
+        if finished.get("action") == "rollback":
+            return seen
+        raise Refused(
+            f"an earlier move had been killed half-way and is finished now: {seen.message} Ask again"
+        )
+    # Two who roll back at once, or one who asks twice, must not take down the model that is good.
+    recent = seen.reason == "by_hand" and seen.updated_at is not None and now - seen.updated_at < AGAIN
+    if recent and seen.challenger is None and not again:
+        raise Refused(
+            f"it was done at {seen.updated_at:%H:%M} UTC: {seen.message} Once more would take down "
+            f"{seen.champion}, which is live: --again does"
+        )
     if seen.challenger is None and seen.previous is not None and (damaged := problem(seen.previous)):
         raise Refused(f"{seen.previous}, the model before, cannot go live: {damaged}")
     step = rollout.rollback(seen, who, why, Limits(pause_hours=pause_hours))

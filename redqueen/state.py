@@ -17,9 +17,10 @@ from typing import Any
 from redqueen.errors import Conflict, InvalidInput, NotFound
 from redqueen.policy import Decision, Hold, LoopState
 from redqueen.rollout import RolloutState, Step
-from redqueen.store import ObjectStore, from_json, to_json
+from redqueen.store import ObjectStore, decoded, from_json, to_json
 
 LIVE_KEY = "rollout/live.json"
+LOG = "rollout/log/"
 LOOP_KEY = "state/loop.json"
 HOLDS_KEY = "state/holds.json"
 CLAIM_KEY = "state/lap.json"
@@ -138,8 +139,21 @@ def candidate(store: ObjectStore, name: str) -> dict[str, Any]:
 
 
 def all_candidates(store: ObjectStore) -> list[dict[str, Any]]:
-    """Every candidate's record, oldest first."""
-    return [store.get_json(k) for k in store.list("candidates/") if k.endswith(".json")]
+    """Every candidate's record, oldest first; raises `InvalidInput` where one was damaged."""
+    return [record(store, key) for key in store.list("candidates/") if key.endswith(".json")]
+
+
+def record(store: ObjectStore, key: str) -> dict[str, Any]:
+    """The candidate's record under `key`; raises `InvalidInput` where it was damaged."""
+    return decoded(key, store.get_json(key), _whole_record)
+
+
+def _whole_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, if it has what every one has; else raises."""
+    for name in ("candidate", "status"):
+        str(record[name])
+    datetime.fromisoformat(record["updated_at"])
+    return record
 
 
 def waiting_candidate(store: ObjectStore, live: RolloutState) -> str | None:
@@ -154,9 +168,21 @@ def waiting_candidate(store: ObjectStore, live: RolloutState) -> str | None:
 
 
 def rollout_state(store: ObjectStore) -> RolloutState:
-    """What is live and what is on its way."""
-    found = read(store, LIVE_KEY)
-    return RolloutState.from_dict(found) if found else RolloutState.initial()
+    """What is live and what is on its way.
+
+    Raises:
+        InvalidInput: it was damaged, or is gone although the rollout has moved: then nobody may take this for
+            a home in which nothing is live.
+    """
+    if found := read(store, LIVE_KEY):
+        return decoded(LIVE_KEY, found, RolloutState.from_dict)
+    # One entry alone may be of a first move that is not made yet.
+    if len(log := store.list(LOG)) > 1:
+        raise InvalidInput(
+            f"'{LIVE_KEY}' is gone from the store, though the rollout has moved: put it back from a backup, "
+            f"or from `state` in '{log[-1]}', which is what it held"
+        )
+    return RolloutState.initial()
 
 
 def move_rollout(
@@ -170,7 +196,7 @@ def move_rollout(
     Raises:
         Conflict: the state is no longer `seen`; read it again and decide again.
     """
-    log_key = f"rollout/log/{wanted.version:06d}.json"
+    log_key = _log_key(wanted.version)
     entry = to_json({"step": dict(step), "state": wanted.to_dict()})
     try:
         store.put_if_absent(log_key, entry)
@@ -178,6 +204,22 @@ def move_rollout(
         _complete(store, log_key)
         raise
     _swap(store, seen, wanted)
+
+
+def finish_move(store: ObjectStore) -> dict[str, Any] | None:
+    """Bring `live.json` up to a log entry whose writer was killed before the swap; that entry's step, None
+    where no move was left half-way.
+    """
+    log_key = _log_key(rollout_state(store).version + 1)
+    entry = read(store, log_key)
+    if not entry:
+        return None
+    _complete(store, log_key)
+    return dict(entry["step"])
+
+
+def _log_key(version: int) -> str:
+    return f"{LOG}{version:06d}.json"
 
 
 def _complete(store: ObjectStore, log_key: str) -> None:
@@ -203,7 +245,7 @@ def _swap(store: ObjectStore, seen: RolloutState, wanted: RolloutState) -> None:
 
 def rollout_log(store: ObjectStore) -> list[dict[str, Any]]:
     """Every move of the rollout, oldest first."""
-    return [store.get_json(k) for k in store.list("rollout/log/")]
+    return [store.get_json(k) for k in store.list(LOG)]
 
 
 # -- retrains and holds --------------------------------------------------------------------------------------
@@ -225,7 +267,9 @@ def spend_retrain(store: ObjectStore, candidate_name: str, at: datetime) -> None
 
 def holds(store: ObjectStore, now: datetime) -> tuple[Hold, ...]:
     """The freezes in force at `now`."""
-    kept = tuple(Hold.from_dict(h) for h in read(store, HOLDS_KEY).get("holds", ()))
+    kept = decoded(
+        HOLDS_KEY, read(store, HOLDS_KEY), lambda found: [Hold.from_dict(h) for h in found.get("holds", ())]
+    )
     return tuple(hold for hold in kept if hold.until > now)
 
 
@@ -250,7 +294,7 @@ def unfreeze(store: ObjectStore, scope: str) -> bool:
 
 def loop_state(store: ObjectStore, now: datetime) -> LoopState:
     """The loop as `redqueen.policy.decide` wants to see it."""
-    spent = {k: datetime.fromisoformat(v) for k, v in read(store, LOOP_KEY).get("retrains", {}).items()}
+    spent = decoded(LOOP_KEY, read(store, LOOP_KEY), _spent)
     state = rollout_state(store)
     return LoopState(
         champion=state.champion,
@@ -261,6 +305,11 @@ def loop_state(store: ObjectStore, now: datetime) -> LoopState:
     )
 
 
+def _spent(loop: dict[str, Any]) -> dict[str, datetime]:
+    """When each retrain was launched, by candidate."""
+    return {name: datetime.fromisoformat(at) for name, at in loop.get("retrains", {}).items()}
+
+
 def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
     """Claim the one place on the track for a lap; whether it was had. Asking again is a yes again."""
     if in_flight(store, now) not in (None, candidate_name):
@@ -268,7 +317,9 @@ def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
     claim = {"candidate": candidate_name, "at": now.isoformat()}
 
     def change(held: dict[str, Any]) -> dict[str, Any] | None:
-        if held and held["candidate"] != candidate_name and not _free(store, held, now):
+        if held and not decoded(
+            CLAIM_KEY, held, lambda h: h["candidate"] == candidate_name or _free(store, h, now)
+        ):
             return None
         return None if held.get("candidate") == candidate_name else claim
 
@@ -292,7 +343,7 @@ def _orphaned(record: Mapping[str, Any], now: datetime) -> bool:
 def in_flight(store: ObjectStore, now: datetime) -> str | None:
     """The candidate that is being trained or rolled out, if any."""
     held = read(store, CLAIM_KEY)
-    if held and not _free(store, held, now):
+    if held and not decoded(CLAIM_KEY, held, lambda h: _free(store, h, now)):
         return str(held["candidate"])
     for record in reversed(all_candidates(store)):
         if record["status"] not in FINISHED and not _orphaned(record, now):

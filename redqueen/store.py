@@ -15,10 +15,10 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +27,9 @@ from redqueen.errors import Conflict, InvalidInput, NotFound, StoreUnusable
 
 if TYPE_CHECKING:
     from redqueen.settings import Settings
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,18 @@ def from_json(key: str, data: bytes) -> dict[str, Any]:
     return value
 
 
+def decoded(key: str, data: dict[str, Any], decode: Callable[[dict[str, Any]], T]) -> T:
+    """What `decode` makes of the JSON under `key`; raises `InvalidInput`, which names the key, for JSON of
+    another shape.
+    """
+    try:
+        return decode(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput(
+            f"'{key}' in the store was damaged ({type(error).__name__}: {error}): put it back from a backup"
+        ) from None
+
+
 def to_parquet(table: pa.Table) -> bytes:
     """Parquet as the store keeps it: zstd, UTC microseconds."""
     out = io.BytesIO()
@@ -169,9 +184,11 @@ class DirectoryStore(_Encodings):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)  # a full disk names no file
             raise
 
     @staticmethod

@@ -7,7 +7,7 @@ import json
 from dagster import RunRequest, SensorEvaluationContext, SensorResult, SkipReason
 
 from assets.environment import Environment
-from redqueen import state
+from redqueen import operate, state
 from sensors.asking import latest_signals
 from sensors.common import run_tags, watcher
 
@@ -19,6 +19,7 @@ from sensors.common import run_tags, watcher
 )
 def rollout(context: SensorEvaluationContext, env: Environment) -> SensorResult | SkipReason:
     """Request one step for each new window while a candidate is on its way."""
+    operate.settle(env.store, env.clock.now())
     live = state.rollout_state(env.store)
     candidate = live.candidate or state.waiting_candidate(env.store, live)
     if candidate is None:

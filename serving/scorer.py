@@ -193,7 +193,7 @@ class Scorer:
         except NotFound:
             if self._live.etag is not None:
                 raise  # there was a state and it is gone: an accident, not a service without a model
-            return RolloutState.initial(), None
+            return loop.rollout_state(self._store), None
         return decode_state(blob.data), blob.etag
 
     def _build(self, state: RolloutState, etag: str | None, seen: Live) -> Live:
@@ -364,7 +364,7 @@ class Scorer:
         latency = preparing + (time.perf_counter() - started) / len(cases)
         base = {"arm": arm, "stage": live.state.stage, "latency_us": min(round(latency * 1e6), 2**31 - 1)}
         meant = _meant(live, arm)
-        rows = [self._row(case, base, degraded=meant is not None) for case in cases]
+        rows = [self._row(case, base, degraded=meant is not None or not self.ready) for case in cases]
         for scored in outcome.scored:
             second = scored.degraded or scored.model.model_id != meant
             for i, verdict in zip(scored.positions.tolist(), self._judged(scored), strict=True):
@@ -444,7 +444,7 @@ class Scorer:
                 "champion": live.champion.model_id if live.champion else None,
                 "challenger": live.challenger.model_id if live.challenger else None,
             },
-            "note": None if live.champion else "no model is live: every message is allowed",
+            "note": _note(live, ready=self.ready),
             "counts": dict(sorted(counts.items())),
             "first_stage": {model_id: _missed(watch) for model_id, watch in settling.items()},
             "events_observed": len(self._online),
@@ -515,5 +515,18 @@ def _arrival(case: _Case) -> tuple[datetime, str]:
     return case.event.get("received_at") or case.event["ts"], case.event["event_id"]
 
 
+def _note(live: Live, *, ready: bool) -> str | None:
+    """Why every message is allowed; None where a model answers."""
+    if live.champion is not None:
+        return None
+    if not ready:
+        return "what is live is not known: every message is allowed"
+    named = live.state.champion
+    why = "no model is live" if named is None else f"{named} is live and could not be loaded"
+    return f"{why}: every message is allowed"
+
+
 def _kind(error: BaseException) -> str:
-    return type(error).__name__
+    """The error's kind, and the system's word for it, which names nothing of ours."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}, {said}" if said else type(error).__name__

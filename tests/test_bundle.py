@@ -307,13 +307,36 @@ def test_a_key_with_a_password_signs(folder: Path, tmp_path: Path) -> None:
         assert keys_told(wrong)[0] is False
 
 
+@pytest.mark.parametrize("kind", ["rsa", "ed25519", "secp256k1"])
+def test_a_key_that_cannot_sign_is_refused_before_anything_is_trained(tmp_path: Path, kind: str) -> None:
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    key: Any = {
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+        "secp256k1": lambda: ec.generate_private_key(ec.SECP256K1()),
+    }[kind]()
+    plain = pem.NoEncryption()
+    secret = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, plain)
+    shown = key.public_key().public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "s.pem").write_bytes(secret)
+    (tmp_path / "v.pem").write_bytes(shown)
+    home = Settings(home=tmp_path / "home", signing_key=tmp_path / "s.pem", verify_key=tmp_path / "v.pem")
+    with pytest.raises(InvalidInput, match=r"of another kind.*P-256, P-384 or P-521"):
+        signer_of(home)
+    assert keys_told(home)[0] is False
+
+
 def test_half_a_key_pair_is_completed_or_refused_before_anything_is_trained(tmp_path: Path) -> None:
     home = Settings(home=tmp_path / "home")
     private, public = tmp_path / "home" / "keys" / "signing.pem", tmp_path / "home" / "keys" / "verify.pem"
     signer_of(home)
     shown = public.read_bytes()
     public.unlink()  # a kill between the two
-    assert keys_told(home)[0] is True
+    broken, told = keys_told(home)
+    assert broken is False
+    assert f"openssl ec -in {private} -pubout -out {public}" in told
     signer_of(home)
     assert public.read_bytes() == shown
     private.unlink()

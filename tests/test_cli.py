@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -89,6 +91,36 @@ def test_what_the_disk_refuses_is_one_line_with_the_path(
     said = run("status")
     assert said.code == 1
     assert said.strip() == "PermissionError: /home/store/live.json: Permission denied"
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "home" / "store").mkdir(parents=True)
+    command = f"ulimit -f 0; {sys.executable} -m cli.main --home {tmp_path}/home freeze all --reason incident"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert said.stderr.startswith("OSError: ")
+    assert "state/holds.json: File too large" in said.stderr.replace("\n", "")
+    assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("command", [("labels", "held"), ("docs", "events"), ("doctor",)])
+def test_no_command_that_looks_makes_a_home(run, command: tuple[str, ...]) -> None:
+    assert "there is no home at" in run(*command)
+    assert not load_settings().home.exists()
+
+
+def test_a_second_rollback_at_once_has_to_be_meant(run, store: ObjectStore) -> None:
+    live = RolloutState(
+        champion="m2", previous="m1", challenger="m3", candidate="three", stage="5%", version=2
+    )
+    store.put_json(state.LIVE_KEY, live.to_dict())
+    assert run("rollback", "--reason", "complaints").code == 0
+    again = run("rollback", "--reason", "complaints", "--force")
+    assert again.code == 1
+    assert "--again does" in again
+    assert state.rollout_state(store).champion == "m2"
+    assert run("rollback", "--reason", "complaints", "--force", "--again").code == 0
+    assert state.rollout_state(store).champion == "m1"
 
 
 def test_an_empty_home_has_nothing_live_and_says_so(run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def found(settings: Settings) -> dict[str, Finding]:
-    return {finding.name: finding for finding in examine(settings, damaged, keys_told(settings))}
+    return {finding.name: finding for finding in examine(settings, damaged, lambda: keys_told(settings))}
 
 
 def damaged(store: ObjectStore, model_id: str) -> str:
@@ -35,7 +36,15 @@ def damaged(store: ObjectStore, model_id: str) -> str:
     return "" if store.exists(f"models/{model_id}/manifest.json") else f"{model_id} is gone"
 
 
+def test_a_home_that_is_not_there_is_told_of_and_not_made(settings: Settings) -> None:
+    findings = found(settings)
+    assert not [f for f in findings.values() if f.ok is False]
+    assert "there is no home at" in findings["store"].message
+    assert not settings.home.exists()
+
+
 def test_an_empty_home_is_fit_and_keeps_nothing_of_the_examination(settings: Settings) -> None:
+    settings.home.mkdir()
     findings = found(settings)
     assert not [f for f in findings.values() if f.ok is False]
     assert "conditional writes hold" in findings["store"].message
@@ -47,16 +56,63 @@ def test_a_home_that_cannot_be_a_directory_is_broken(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     findings = found(Settings(home=tmp_path / "home"))
     assert findings["store"].ok is False
-    assert "RQ_STORE_URL" in findings["store"].message
+    assert "RQ_HOME" in findings["store"].message
 
 
-def test_a_store_that_does_not_answer_is_broken_and_ends_the_examination(tmp_path: Path) -> None:
+def test_a_store_that_does_not_answer_is_broken_and_what_does_not_need_it_is_looked_at(
+    tmp_path: Path,
+) -> None:
     settings = Settings(
         home=tmp_path, store_url="s3://bucket/x", s3_endpoint_url=f"http://127.0.0.1:{free_port()}"
     )
     findings = found(settings)
     assert findings["store"].ok is False
-    assert list(findings)[-1] == "store"
+    assert "RQ_STORE_URL" in findings["store"].message
+    assert list(findings) == ["settings", "home", "store", "redis", "encoder", "keys", "alerts"]
+
+
+def test_on_a_full_disk_the_rest_is_still_looked_at(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_store(settings).put_json(state.LIVE_KEY, RolloutState(champion="m1", version=1).to_dict())
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DirectoryStore, "_write", full)
+    findings = found(settings)
+    assert "No space left on device" in findings["store"].message
+    assert "S3" not in findings["store"].message
+    assert "m1 is gone" in findings["models"].message
+
+
+@pytest.mark.parametrize(
+    ("key", "left"),
+    [
+        (state.candidate_key("2026-01-03T14-drift-0001"), b'{"cand'),
+        (state.LOOP_KEY, b'{"retrains": {"x": "soon"}}'),
+        (state.CLAIM_KEY, b'{"a": 1}'),
+        ("signals/window=2026-01-03T14.json", b"{"),
+    ],
+)
+def test_a_small_record_that_cannot_be_read_is_named(settings: Settings, key: str, left: bytes) -> None:
+    store = open_store(settings)
+    assert found(settings)["records"].ok is True
+    store.put(key, left)
+    finding = found(settings)["records"]
+    assert finding.ok is False
+    assert f"'{key}' in the store was damaged" in finding.message
+
+
+def test_keys_that_may_not_be_read_do_not_keep_the_rest_from_being_looked_at(settings: Settings) -> None:
+    def kept_away() -> tuple[bool | None, str]:
+        raise PermissionError(errno.EACCES, "Permission denied", "signing.pem")
+
+    settings.home.mkdir()
+    findings = {f.name: f for f in examine(settings, damaged, kept_away)}
+    assert findings["keys"].ok is False
+    assert "signing.pem" in findings["keys"].message
+    assert findings["alerts"].ok is None
 
 
 def test_a_bucket_of_its_own_is_fit(tmp_path: Path, s3_server: S3Server) -> None:

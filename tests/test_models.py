@@ -127,6 +127,11 @@ def test_what_cannot_be_seen_does_not_push_the_message_out_of_view(detector: Det
     hidden = text.replace("f", hiding) if hiding.startswith("f") else hiding + text
     plain, tried, between = detector.score([text, hidden, "\u2060".join(text)])
     assert detector.decide(np.stack([plain, tried, between])).all()
+    long = "see you at lunch tomorrow then " * 200
+    read = tokens.view(long + text).canonical
+    assert len(read) == tokens.MAX_CHARACTERS
+    assert read.startswith(long[:1_000])
+    assert read.endswith(text)
     many = text.replace(" ", " " + "\u200b" * 400)
     assert tokens.view(many).canonical == text
     lines = tokens.Words(48).parts(tokens.views([many]))[0]

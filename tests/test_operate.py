@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from redqueen import operate, state
-from redqueen.errors import Conflict, Refused
+from redqueen.errors import Conflict, InvalidInput, Refused
 from redqueen.rollout import Candidate, Evidence, Limits, RolloutState, ShadowComparison, Step, next_step
 from redqueen.store import DirectoryStore
 
@@ -124,3 +127,136 @@ def test_records_catch_up_with_a_move_whose_writer_was_killed(store: DirectorySt
     operate.reflect(store, NOW)
     assert status(store, "two") == "rolled_back"
     assert len(state.candidate(store, "two")["history"]) == 2
+
+
+# -- after a kill, and by two at once ------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What no handler catches."""
+
+
+def killed(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, act: Callable[[], object], at: int = 1
+) -> None:
+    """`act` until it comes to `name` of `module` for the `at`th time, where its process is killed."""
+    done, calls = getattr(module, name), iter(range(1, 100))
+
+    def kill(*given: Any) -> Any:
+        if next(calls) == at:
+            raise Killed
+        return done(*given)
+
+    monkeypatch.setattr(module, name, kill)
+    with pytest.raises(Killed):
+        act()
+    monkeypatch.setattr(module, name, done)
+
+
+def with_challenger(store: DirectoryStore) -> None:
+    """Champion two, one before it, and three on its way."""
+    first_live(store)
+    start(store, "two", NOW + 3 * HOUR)
+    promote(store, NOW + 8 * HOUR)
+    start(store, "three", NOW + 9 * HOUR)
+
+
+LATER = NOW + 10 * HOUR
+
+
+def test_a_rollback_that_was_killed_is_finished_by_the_next_which_takes_nothing_else_down(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_challenger(store)
+    killed(monkeypatch, state, "_swap", lambda: operate.roll_back(store, LATER, "ana", "a hunch", 6))
+    assert state.rollout_state(store).challenger == "m-three"
+    after = operate.roll_back(store, LATER, "ana", "a hunch", 6)
+    assert (after.champion, after.challenger) == ("m-two", None)
+    assert (status(store, "two"), status(store, "three")) == ("live", "rolled_back")
+
+
+def test_a_rollback_that_was_killed_before_the_records_blocks_no_lap(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_challenger(store)
+    killed(monkeypatch, operate, "reflect", lambda: operate.roll_back(store, LATER, "ana", "a hunch", 6), 2)
+    assert (state.rollout_state(store).challenger, status(store, "three")) == (None, "shadow")
+    assert state.in_flight(store, LATER) == "three"
+    with pytest.raises(Refused, match=r"it was done at 00:00 UTC: three is rolled back to m-two.*--again"):
+        operate.roll_back(store, LATER, "ana", "a hunch", 6)
+    assert (status(store, "two"), status(store, "three")) == ("live", "rolled_back")
+    assert state.in_flight(store, LATER) is None
+
+
+def test_after_a_promotion_that_was_killed_a_person_looks_before_going_back(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_live(store)
+    start(store, "two", NOW + 3 * HOUR)
+    killed(monkeypatch, state, "_swap", lambda: promote(store, NOW + 8 * HOUR))
+    with pytest.raises(Refused, match="killed half-way and is finished now"):
+        operate.roll_back(store, NOW + 9 * HOUR, "ana", "a hunch", 6)
+    assert state.rollout_state(store).champion == "m-two"
+    assert operate.roll_back(store, NOW + 9 * HOUR, "ana", "a hunch", 6).champion == "m-one"
+
+
+def test_a_second_rollback_at_once_goes_no_further_unless_it_is_meant(store: DirectoryStore) -> None:
+    with_challenger(store)
+    operate.roll_back(store, LATER, "ana", "complaints", 6)
+    with pytest.raises(Refused, match="take down m-two, which is live"):
+        operate.roll_back(store, LATER + HOUR / 60, "ben", "complaints", 6)
+    assert operate.roll_back(store, LATER + HOUR / 60, "ben", "harm", 6, again=True).champion == "m-one"
+
+
+def test_an_hour_later_a_rollback_means_what_is_live_then(store: DirectoryStore) -> None:
+    with_challenger(store)
+    operate.roll_back(store, LATER, "ana", "complaints", 6)
+    assert operate.roll_back(store, LATER + HOUR, "ana", "still", 6).champion == "m-one"
+
+
+def test_a_damaged_record_does_not_make_a_failure_of_a_rollback(
+    store: DirectoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_challenger(store)
+    store.put(state.candidate_key("three"), b'{"cand')
+    assert operate.roll_back(store, LATER, "ana", "a hunch", 6).challenger is None
+    assert "the record of three did not" in caplog.text
+
+
+def test_where_the_pointer_is_gone_nobody_takes_it_for_a_new_home(store: DirectoryStore) -> None:
+    with_challenger(store)
+    held = store.get(state.LIVE_KEY).data
+    store.delete(state.LIVE_KEY)
+    with pytest.raises(InvalidInput, match=r"from `state` in 'rollout/log/000005.json'"):
+        state.rollout_state(store)
+    store.put_json(state.LIVE_KEY, store.get_json("rollout/log/000005.json")["state"])
+    assert store.get(state.LIVE_KEY).data == held
+
+
+def test_a_first_move_that_was_killed_is_finished(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(monkeypatch, state, "_swap", lambda: start(store, "one", NOW))
+    assert state.rollout_state(store) == RolloutState.initial()
+    step = operate.settle(store, NOW)
+    assert step is not None
+    assert step["action"] == "start_shadow"
+    assert (state.rollout_state(store).challenger, status(store, "one")) == ("m-one", "shadow")
+    assert operate.settle(store, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "left"),
+    [
+        (state.LIVE_KEY, {"version": 3, "stage_since": "yesterday"}),
+        (state.LOOP_KEY, {"retrains": {"one": "soon"}}),
+        (state.HOLDS_KEY, {"holds": [{"scope": "all"}]}),
+        (state.CLAIM_KEY, {"a": 1}),
+        (state.candidate_key("one"), {"candidate": "one"}),
+    ],
+)
+def test_a_record_of_another_shape_is_named(store: DirectoryStore, key: str, left: dict[str, object]) -> None:
+    first_live(store)
+    store.put_json(key, left)
+    with pytest.raises(InvalidInput, match=f"'{key}' in the store was damaged .*put it back from a backup"):
+        state.loop_state(store, NOW)

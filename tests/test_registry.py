@@ -193,6 +193,35 @@ def test_a_model_of_two_candidates_stays_while_one_of_them_may_move(
     assert registry.garbage(store, NOW).kept == {same: "its candidate is waiting"}
 
 
+def test_what_a_record_calls_live_stays_though_the_pointer_is_gone(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    parent = model(store, tmp_path, "parent")
+    champion = model(store, tmp_path, "champion", parent=parent)
+    candidate(store, "of-champion", champion, "live")
+    assert registry.garbage(store, NOW).kept == {
+        champion: "its candidate is live", parent: f"it is the parent of {champion}",
+    }  # fmt: skip
+
+
+def test_a_damaged_copy_is_mended_from_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("RQ_HOME", str(home))
+    monkeypatch.setenv("RQ_VERIFY_KEY", str(TRUST.public_key))
+    store = open_store(Settings(home=home))
+    assert isinstance(store, DirectoryStore)
+    good, other = model(store, tmp_path, "a"), model(store, tmp_path, "b")
+    bundle.fetch(store, good, home / "cache", TRUST)
+    store.put(f"models/{good}/{bundle.FUSION}", b"{}")
+    assert f"redqueen models repair {good}" in bundle.problem(store, good, TRUST)
+    run = CliRunner().invoke
+    wrong = run(app, ["models", "repair", good, "--from", str(tmp_path / "b")])
+    assert f"holds {other}, not {good}" in str(wrong.exception)
+    assert "is refused" in str(run(app, ["models", "repair", other]).exception)
+    assert "is whole in the store" in run(app, ["models", "repair", good]).stdout
+    assert bundle.problem(store, good, TRUST) == ""
+
+
 def test_the_beginning_of_just_one_id_names_it(store: DirectoryStore) -> None:
     for name in ("m-abc111111111", "m-abd222222222"):
         store.put(f"models/{name}/{MANIFEST}", b"{}")

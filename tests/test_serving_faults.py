@@ -73,6 +73,29 @@ def test_a_new_champion_that_fails_its_first_score_does_not_replace_the_old_one(
 
 
 @pytest.mark.parametrize("damage", ["garbage", "gone"])
+def test_a_service_that_starts_on_a_damaged_rollout_state_says_that_it_knows_of_no_model(
+    platform: Platform, damage: str
+) -> None:
+    for version in (1, 2):
+        platform.store.put_json(f"rollout/log/{version:06d}.json", {})
+    if damage == "garbage":
+        platform.store.put(LIVE_KEY, b"{")
+    assert platform.scored(event(0, "spam")) == [("allow", True)]
+    assert platform.logged()["degraded"].all()
+    assert "what is live is not known" in platform.client.state()["note"]
+    assert platform.client._exchange("GET", "/readyz").status_code == 503
+    platform.live(stage="100%", champion="m-old")
+    assert platform.scored(event(0, "spam")) == [("limit", False)]
+
+
+def test_a_champion_that_cannot_be_loaded_is_named_and_not_taken_for_none(platform: Platform) -> None:
+    platform.models["m-old"].refused = BundleError("it was changed")
+    platform.live(stage="100%", champion="m-old")
+    assert platform.scored(event(0, "spam")) == [("allow", True)]
+    assert "m-old is live and could not be loaded" in platform.client.state()["note"]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "gone"])
 def test_a_damaged_rollout_state_leaves_the_last_one_in_force(platform: Platform, damage: str) -> None:
     platform.live(stage="100%", champion="m-old")
     assert platform.client.state()["generation"] == 1
