@@ -296,7 +296,12 @@ def publish(store: ObjectStore, folder: Path, trust: Trust) -> str:
 
 def load_manifest(store: ObjectStore, model_id: str) -> Manifest:
     """A published model's manifest; raises `NotFound` or `BundleError`."""
-    sealed = store.get(prefix(model_id) + MANIFEST).data
+    try:
+        sealed = store.get(prefix(model_id) + MANIFEST).data
+    except NotFound as error:
+        raise NotFound(
+            error.key, "`redqueen models list` shows what is there, `redqueen doctor` what is missed"
+        ) from None
     try:
         manifest = Manifest.from_bytes(sealed)
         check_names(manifest)

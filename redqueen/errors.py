@@ -14,8 +14,8 @@ class RedQueenError(Exception):
 class NotFound(RedQueenError):
     """A key that was read does not exist in the object store."""
 
-    def __init__(self, key: str) -> None:
-        super().__init__(f"nothing is stored under '{key}'")
+    def __init__(self, key: str, hint: str = "") -> None:
+        super().__init__(f"nothing is stored under '{key}'{hint and f': {hint}'}")
         self.key = key
 
 
