@@ -250,12 +250,8 @@ def evaluation(context: AssetExecutionContext, env: Environment) -> MaterializeR
         if both.height < held.height:
             alike = judging.judge(both, *same, policies)
             against += f", on {both.height} of {held.height} messages: it may have learnt from the others"
-    # Of a handful that neither knows nothing can be said.
-    enough = "champion" in reports and reports["champion"].n_abuse >= judging.MIN_SLICE
     verdicts = {
-        "evaluation_gate": judging.gate(
-            reports["candidate"], reports["champion"] if enough else None, budget, alike
-        ),
+        "evaluation_gate": judging.gate(reports["candidate"], reports.get("champion"), budget, alike),
         "slices_hold": judging.slice_verdict(compared),
     }
     # A failed verdict alone tells why; the good news of the other one would only hide it.

@@ -57,7 +57,11 @@ def entries(store: ObjectStore) -> list[Entry]:
         try:
             manifest = load_manifest(store, model_id)
         except (NotFound, BundleError) as error:
-            why = "no manifest: its upload did not finish, or it was removed" if isinstance(error, NotFound) else str(error)
+            why = (
+                "no manifest: its upload did not finish, or it was removed"
+                if isinstance(error, NotFound)
+                else str(error)
+            )
             found.append(Entry(model_id, role, candidate, "", "", None, why))
             continue
         found.append(

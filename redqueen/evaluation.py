@@ -312,9 +312,11 @@ def gate(candidate: Report, champion: Report | None, budget: float, alike: Repor
     """Whether a candidate is good enough to be attacked and rolled out.
 
     Args:
-        alike: the candidate on the messages that the champion is judged on, where those are not all.
+        champion: on the same messages, or on those of them that it cannot have learnt from; on fewer than
+            `MIN_SLICE` abusive ones it is not compared.
         budget: share of benign messages that may be acted on. It is broken only if the lower end of the 95%
             interval is above twice the budget: a few hundred benign messages cannot say more.
+        alike: the candidate on the champion's messages, where those are not all.
     """
     broken = []
     if candidate.recall < MIN_RECALL:
@@ -323,19 +325,18 @@ def gate(candidate: Report, champion: Report | None, budget: float, alike: Repor
         )
     if candidate.fpr_low > MAX_FPR_OVER_BUDGET * budget:
         broken.append(f"false positives {candidate.fpr:.2%} on unseen messages, the budget is {budget:.2%}")
-    same = candidate if alike is None else alike
-    where = "" if alike is None else f" on the {alike.n_abuse} that it cannot have learnt from"
-    if champion is not None and same.recall < champion.recall - RECALL_SLACK:
-        broken.append(f"recall {same.recall:.1%} is below the champion's {champion.recall:.1%}{where}")
-    if broken:
-        return Verdict(False, tuple(broken))
-    against = f", champion {champion.recall:.1%}" if champion else ""
-    if champion and alike:
-        against = f", {alike.recall:.1%} to the champion's {champion.recall:.1%}{where}"
-    return Verdict(
-        True,
-        (f"recall {candidate.recall:.1%}{against}, false positives {candidate.fpr:.2%} on unseen messages",),
-    )
+    told = f"recall {candidate.recall:.1%}"
+    if champion is not None and champion.n_abuse >= MIN_SLICE:
+        same, where = candidate, ""
+        if alike is not None:
+            same, where = alike, f" on the {alike.n_abuse} that it cannot have learnt from"
+            told += f", {alike.recall:.1%} to the champion's {champion.recall:.1%}{where}"
+        else:
+            told += f", champion {champion.recall:.1%}"
+        if same.recall < champion.recall - RECALL_SLACK:
+            broken.append(f"recall {same.recall:.1%} is below the champion's {champion.recall:.1%}{where}")
+    told += f", false positives {candidate.fpr:.2%} on unseen messages"
+    return Verdict(not broken, tuple(broken) or (told,))
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
