@@ -393,7 +393,7 @@ class Watch:
         self._salt = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         self._counts: Counter[str] = Counter(scored=0, settled=0, audited=0, missed=0, caught=0)
         self._known: Counter[str] = Counter(missed=0, caught=0)
-        self._seen: dict[int, None] = {}
+        self._seen: dict[tuple[str, int], None] = {}
         self._lock = threading.Lock()
         self.tripped = ""
         """Why nothing is settled any more; empty while all is well."""
@@ -425,18 +425,20 @@ class Watch:
             self._counts["audited"] += int(audited.sum())
             self._counts["missed"] += int((audited & acted).sum())
             self._counts["caught"] += int((~settled & acted).sum())
-            self._known["missed"] += self._new(drawn[audited & acted])
-            self._known["caught"] += self._new(drawn[~settled & sampled & acted])
+            self._note_new("missed", drawn[audited & acted])
+            self._note_new("caught", drawn[~settled & sampled & acted])
             if not self.tripped and (audited & acted).any():
                 self.tripped = self._verdict()
 
-    def _new(self, drawn: npt.NDArray[np.uint32]) -> int:
-        """How many of them were not seen lately."""
-        fresh = [d for d in np.unique(drawn).tolist() if d not in self._seen]
+    def _note_new(self, how: str, drawn: npt.NDArray[np.uint32]) -> None:
+        """Count those that did not come to the same end lately. The same text may be caught from one sender
+        and missed from another.
+        """
+        fresh = [key for d in np.unique(drawn).tolist() if (key := (how, d)) not in self._seen]
         self._seen.update(dict.fromkeys(fresh))
         while len(self._seen) > MOST_REMEMBERED:
             del self._seen[next(iter(self._seen))]
-        return len(fresh)
+        self._known[how] += len(fresh)
 
     def counts(self) -> dict[str, int]:
         """Messages `scored`, `settled` by the first stage, of those `audited` by the whole model and found to

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from redqueen.store import ObjectStore
 
 Floats = npt.NDArray[np.float32]
+
+TOLD_FROM = (50, 0.02)
+"""So many messages, and such a share of them, have to lack a feature before a person is told."""
 
 BATCH = 64
 """Messages through the network at a time: larger batches fall out of the core's cache and are slower."""
@@ -73,6 +78,7 @@ class Detector:
         training: what its metrics tell of the training (`training` in `metrics.json`).
         parts: what gives log odds, by name: encoder, linear, markov, trees; those that are listened to.
         watch: counts what the first stage settles; None where every message is read by all parts.
+        lacking: counts the messages whose behaviour could not be judged.
     """
 
     def __init__(
@@ -92,6 +98,7 @@ class Detector:
         self._fusion = fusion
         self.parts = parts
         self._cascade, self.watch = cascade, watch
+        self.lacking = Lacking()
 
     @classmethod
     def load(
@@ -149,7 +156,9 @@ class Detector:
         trees = None
         if features is not None:
             matrix = self._checked(features, len(views))
-            trees = self.parts["trees"].logits(matrix) if "trees" in self.parts else None
+            if "trees" in self.parts:
+                trees = self.parts["trees"].logits(matrix)
+                self._note_lacking(matrix)
         canonical = [v.canonical for v in views]
         heard = self.parts["linear"].hear(canonical)
         logits = {"linear": heard.logits}
@@ -193,6 +202,13 @@ class Detector:
         """bool [n]: whether some policy's threshold is reached."""
         return np.asarray((scores >= self.thresholds).any(axis=1))
 
+    def _note_lacking(self, matrix: Floats) -> None:
+        demanded = list(self.parts["trees"].demanded)
+        missing = np.isnan(matrix[:, demanded])
+        names = [self.feature_names[i] for i in demanded]
+        by_name = dict(zip(names, missing.sum(0).tolist(), strict=True))
+        self.lacking.note(len(matrix), int(missing.any(1).sum()), by_name)
+
     def _checked(self, features: npt.ArrayLike, n: int) -> Floats:
         matrix = np.asarray(features, np.float32)
         if matrix.shape != (n, len(self.feature_names)):
@@ -202,6 +218,40 @@ class Detector:
                 f"compute them with features version {self.manifest.features_version}"
             )
         return matrix
+
+
+class Lacking:
+    """Counts messages that came with behaviour and lacked a feature without which the trees do not speak: they
+    were judged by their text. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter(scored=0, lacking=0)
+        self._by_name: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def note(self, scored: int, lacking: int, by_name: Mapping[str, int]) -> None:
+        """Take note of so many messages, of those that lacked something, and of what they lacked."""
+        with self._lock:
+            self._counts.update(scored=scored, lacking=lacking)
+            self._by_name.update(by_name)
+
+    def counts(self) -> dict[str, int]:
+        """`scored` with behaviour, and of those `lacking` a feature."""
+        with self._lock:
+            return dict(self._counts)
+
+    def told(self) -> str:
+        """A sentence for on call, where it is more than a trifle; else empty."""
+        with self._lock:
+            scored, lacking = self._counts["scored"], self._counts["lacking"]
+            most = [name for name, n in self._by_name.most_common(3) if n]
+        if lacking < TOLD_FROM[0] or lacking < TOLD_FROM[1] * scored:
+            return ""
+        return (
+            f"{lacking} of {scored} messages lacked {', '.join(most)}, which was never missing when it was "
+            "trained: they were judged by their text alone"
+        )
 
 
 def _told_of_training(metrics: bytes) -> dict[str, Any]:

@@ -193,7 +193,8 @@ def garbage(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
 
 
 def _sorted_out(store: ObjectStore, asked: Sequence[str], now: datetime, keep_days: float) -> Garbage:
-    keep = _needed(store)
+    candidates = state.all_candidates(store)
+    keep, asking = _needed(store, candidates), _asking(candidates)
     old = now - timedelta(days=keep_days)
     since = decoded(ORPHANS_KEY, state.read(store, ORPHANS_KEY), _instants)
     models, orphans = [], []
@@ -207,8 +208,8 @@ def _sorted_out(store: ObjectStore, asked: Sequence[str], now: datetime, keep_da
                 keep[model_id] = "its upload may still be under way"
         elif (made := _made(store, model_id)) is None:
             keep[model_id] = "it was tampered with: evidence, until a person has looked at it"
-        elif candidate := _training(store, made):
-            keep[model_id] = f"{candidate} may have just published it"
+        elif made in asking:
+            keep[model_id] = f"{asking[made]} may have just published it"
         elif made > old:
             keep[model_id] = f"made within {keep_days:g} days"
         else:
@@ -216,11 +217,11 @@ def _sorted_out(store: ObjectStore, asked: Sequence[str], now: datetime, keep_da
     return Garbage(tuple(models), tuple(orphans), keep)
 
 
-def _needed(store: ObjectStore) -> dict[str, str]:
+def _needed(store: ObjectStore, candidates: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is live, on its way or to be gone back to, and the ancestors of these, each with the reason."""
     roles = _roles(store)
     needed = {model_id: f"it is the {role}" for model_id, role in roles.items()}
-    for record in state.all_candidates(store):
+    for record in candidates:
         if record.get("model_id") and (record["status"] == "live" or record["status"] not in state.FINISHED):
             needed.setdefault(record["model_id"], f"its candidate is {record['status']}")
     waiting = list(needed)
@@ -228,17 +229,12 @@ def _needed(store: ObjectStore) -> dict[str, str]:
         child = waiting.pop()
         try:
             parent = load_manifest(store, child).parent
-        except NotFound:
+        except (NotFound, BundleError) as error:
             if child in roles:
                 raise BundleError(
-                    f"{child}, {needed[child].removeprefix('it is ')}, is not in the store, so its parents "
-                    "are not known and nothing is removed: `redqueen doctor`"
+                    f"nothing is removed, since the parents of {child} ({needed[child]}) are not known: {error}"
                 ) from None
             continue
-        except BundleError as error:
-            raise BundleError(
-                f"nothing is removed, since the parents of {child} are not known: {error}"
-            ) from None
         if parent is not None and parent not in needed:
             needed[parent] = f"it is the parent of {child}"
             waiting.append(parent)
@@ -249,13 +245,13 @@ def _instants(found: dict[str, Any]) -> dict[str, datetime]:
     return {model_id: datetime.fromisoformat(at) for model_id, at in found.items()}
 
 
-def _training(store: ObjectStore, made: datetime) -> str | None:
-    """A candidate that was asked for at this instant, which is noted in its model, and has none yet."""
-    for record in state.all_candidates(store):
-        waits = record["status"] not in state.FINISHED and not record.get("model_id")
-        if waits and datetime.fromisoformat(record.get("created_at", record["updated_at"])) == made:
-            return str(record["candidate"])
-    return None
+def _asking(candidates: Sequence[Mapping[str, Any]]) -> dict[datetime, str]:
+    """Candidates that have no model yet, by when they were asked for, which their models will note."""
+    return {
+        datetime.fromisoformat(record.get("created_at", record["updated_at"])): str(record["candidate"])
+        for record in candidates
+        if record["status"] not in state.FINISHED and not record.get("model_id")
+    }
 
 
 def _made(store: ObjectStore, model_id: str) -> datetime | None:
@@ -272,6 +268,7 @@ def collect(store: ObjectStore, now: datetime, keep_days: float = KEEP_DAYS) -> 
         # Asked anew for each: it may have been brought back, or published again, while others were removed.
         again = _sorted_out(store, (model_id,), now, keep_days)
         if model_id not in (*again.models, *again.orphans):
+            found.kept.update({model_id: again.kept[model_id]} if model_id in again.kept else {})
             continue
         store.delete(prefix(model_id) + MANIFEST)
         for key in store.list(prefix(model_id)):

@@ -123,7 +123,7 @@ class Material:
             return None
         copies = np.flatnonzero(np.isin(self.of, rows))
         known = np.concatenate([self.data.features[rows], self.features[copies]])
-        return trees.fit(known, *self._told(rows, copies), seed=seed)
+        return trees.fit(known, *self._told(rows, copies), counted=len(rows), seed=seed)
 
     def _told(self, rows: Rows, copies: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         targets, weight = self.data.targets, self.data.weight

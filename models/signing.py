@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +89,7 @@ class Trust:
 
         Raises:
             BundleError: there is no signature, it is of another key, or of other files.
+            OSError: there is nowhere to keep what is verified.
         """
         from model_signing import verifying
 
@@ -103,18 +104,32 @@ class Trust:
                 f"there is no key to verify it with: {self.public_key} ({type(error).__name__}). Set "
                 "RQ_VERIFY_KEY to the public key of the one who signs"
             ) from None
-        try:
-            # The library reads a file: one that nobody else can change meanwhile.
-            with tempfile.NamedTemporaryFile(prefix="redqueen-", suffix=f"-{SIGNATURE}") as kept:
-                kept.write(signature)
-                kept.flush()
-                verifier.set_hashing_config(_hashing(folder)).verify(folder, Path(kept.name))
-            signed = _signed(signature)
-        except Exception as error:  # the library raises what its parsers and its cryptography raise
-            raise BundleError(f"its signature does not hold ({_first_line(error)})") from None
+        with _private(signature) as kept:
+            try:
+                verifier.set_hashing_config(_hashing(folder)).verify(folder, kept)
+                signed = _signed(signature)
+            except Exception as error:  # the library raises what its parsers and its cryptography raise
+                raise BundleError(f"its signature does not hold ({_first_line(error)})") from None
         # The library hashed what lay on disk; what will be used is what was read.
         if signed != {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}:
             raise BundleError("its signature is of other files")
+
+
+@contextlib.contextmanager
+def _private(data: bytes) -> Iterator[Path]:
+    """A file with this in it that nobody else can change; in memory where the system can, so that verifying
+    needs no room on a disk.
+    """
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create(SIGNATURE), "wb") as file:
+            file.write(data)
+            file.flush()
+            yield Path(f"/proc/self/fd/{file.fileno()}")
+        return
+    with tempfile.NamedTemporaryFile(prefix="redqueen-") as file:
+        file.write(data)
+        file.flush()
+        yield Path(file.name)
 
 
 def _hashing(folder: Path) -> Any:

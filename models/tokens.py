@@ -138,7 +138,7 @@ class Words:
             room //= 2
         meant_parts = max(1, -(-len(canonical) // room))
         # What was put between the letters must not push the words apart, and out of what is read.
-        number = max(meant_parts, min(-(-len(sent) // room), MOST_SENT * meant_parts))
+        number = max(meant_parts, min(-(-len(sent) // room), MOST_SENT * meant_parts, MOST_PARTS))
         pairs = zip(_evenly(canonical, number), _evenly(sent, number), strict=True)
         lines = [
             Line(

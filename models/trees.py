@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 LEAST_MISSING = 30
-"""In so many messages a feature must have been missing for the trees to know what that means."""
+"""In so many benign messages a feature must have been missing for the trees to know what that means. What is
+missing in abuse alone would make abuse of whoever loses it.
+"""
 
 _DEMANDED = "redqueen_demanded"
 """The booster's attribute that lists the columns of which that is not known."""
@@ -69,11 +71,16 @@ def fit(
     targets: Floats,
     weight: Floats,
     *,
+    counted: int | None = None,
     rounds: int = 80,
     depth: int = 5,
     seed: int = 0,
 ) -> Trees:
-    """Fit on float32 features [n, features] and soft targets [n, policies], rows weighted."""
+    """Fit on float32 features [n, features] and soft targets [n, policies], rows weighted.
+
+    Args:
+        counted: the first so many rows are messages, the others copies of them; default all.
+    """
     import xgboost
 
     params = {
@@ -93,6 +100,7 @@ def fit(
         features.astype(np.float32), targets.astype(np.float32), weight=weight.astype(np.float32), max_bin=64
     )
     booster = xgboost.train(params, data, num_boost_round=rounds)
-    demanded = np.flatnonzero(np.isnan(features).sum(0) < LEAST_MISSING).tolist()
+    missing = np.isnan(features[:counted][targets[:counted].max(1) < 0.5]).sum(0)
+    demanded = np.flatnonzero(missing < LEAST_MISSING).tolist()
     booster.set_attr(**{_DEMANDED: json.dumps(demanded)})
     return Trees(booster, targets.shape[1], tuple(demanded))

@@ -157,7 +157,9 @@ def _families(rows: pl.DataFrame) -> npt.NDArray[np.int64]:
 
 
 def _weight(rows: pl.DataFrame) -> Floats:
-    """How many messages each row stands for: where a training set was thinned, those left out as well."""
+    """How many messages each row stands for: where a training set was thinned, those left out as well. For
+    benign ones alone: of abuse only floods are thinned, and a flood is one campaign.
+    """
     if "inclusion" not in rows.columns:
         return np.ones(rows.height)
     return np.asarray(1 / rows["inclusion"].fill_null(1.0).to_numpy(), np.float64)
@@ -168,8 +170,8 @@ def _share(acted: Mask, abuse: Mask, chosen: Mask, families: npt.NDArray[np.int6
     return Share(
         int(bad.sum()),
         int(good.sum()),
-        _mean(acted[bad], weight[bad]),
-        *share_interval(acted[bad], weight[bad], families[bad]),
+        _mean(acted[bad], np.ones(int(bad.sum()))),
+        *share_interval(acted[bad], np.ones(int(bad.sum())), families[bad]),
         _mean(acted[good], weight[good]),
         *share_interval(acted[good], weight[good], families[good]),
     )
@@ -265,7 +267,8 @@ def compare(
             change = sign * (candidate[of].astype(np.int64) - champion[of])
             by_family = np.bincount(which, change, len(names))
             lost, gained = int((by_family < 0).sum()), int((by_family > 0).sum())
-            shares = _mean(candidate[of], weight[of]), _mean(champion[of], weight[of])
+            stands_for = np.ones(int(of.sum())) if what == "recall" else weight[of]
+            shares = _mean(candidate[of], stands_for), _mean(champion[of], stands_for)
             p = _losses_by_chance(lost, gained)
             found.append(Comparison(name, what, len(names), *shares, lost, gained, p, behind=False))
     adjusted = _holm([c.p for c in found])
@@ -335,6 +338,8 @@ def gate(candidate: Report, champion: Report | None, budget: float, alike: Repor
             told += f", champion {champion.recall:.1%}"
         if same.recall < champion.recall - RECALL_SLACK:
             broken.append(f"recall {same.recall:.1%} is below the champion's {champion.recall:.1%}{where}")
+    elif champion is not None:
+        told += f", champion not compared: only {champion.n_abuse} abusive messages are new to it"
     told += f", false positives {candidate.fpr:.2%} on unseen messages"
     return Verdict(not broken, tuple(broken) or (told,))
 

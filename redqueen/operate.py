@@ -95,12 +95,10 @@ def roll_back(
     if finished is not None:
         if finished.get("action") == "rollback":
             return seen
-        raise Refused(
-            f"an earlier move had been killed half-way and is finished now: {seen.message} Ask again"
-        )
+        raise Refused(f"another move was half-way and is finished now: {seen.message} Ask again")
     # Two who roll back at once, or one who asks twice, must not take down the model that is good.
     recent = seen.reason == "by_hand" and seen.updated_at is not None and now - seen.updated_at < AGAIN
-    if recent and seen.challenger is None and not again:
+    if recent and seen.challenger is None and seen.previous is not None and not again:
         raise Refused(
             f"it was done at {seen.updated_at:%H:%M} UTC: {seen.message} Once more would take down "
             f"{seen.champion}, which is live: --again does"

@@ -317,9 +317,7 @@ def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
     claim = {"candidate": candidate_name, "at": now.isoformat()}
 
     def change(held: dict[str, Any]) -> dict[str, Any] | None:
-        if held and not decoded(
-            CLAIM_KEY, held, lambda h: h["candidate"] == candidate_name or _free(store, h, now)
-        ):
+        if held and _claimed(held)[0] != candidate_name and not _free(store, held, now):
             return None
         return None if held.get("candidate") == candidate_name else claim
 
@@ -328,10 +326,17 @@ def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
 
 def _free(store: ObjectStore, held: Mapping[str, Any], now: datetime) -> bool:
     """Whether the lap that holds the place is over, or died before it left a record."""
-    record = read(store, candidate_key(held["candidate"]))
-    if record:
-        return record["status"] in FINISHED or _orphaned(record, now)
-    return (now - datetime.fromisoformat(held["at"])).total_seconds() > ORPHANED_AFTER_HOURS * 3600
+    name, since = _claimed(held)
+    try:
+        found = record(store, candidate_key(name))
+    except NotFound:
+        return (now - since).total_seconds() > ORPHANED_AFTER_HOURS * 3600
+    return found["status"] in FINISHED or _orphaned(found, now)
+
+
+def _claimed(held: Mapping[str, Any]) -> tuple[str, datetime]:
+    """Which lap holds the place, and since when."""
+    return decoded(CLAIM_KEY, dict(held), lambda h: (str(h["candidate"]), datetime.fromisoformat(h["at"])))
 
 
 def _orphaned(record: Mapping[str, Any], now: datetime) -> bool:
@@ -343,8 +348,8 @@ def _orphaned(record: Mapping[str, Any], now: datetime) -> bool:
 def in_flight(store: ObjectStore, now: datetime) -> str | None:
     """The candidate that is being trained or rolled out, if any."""
     held = read(store, CLAIM_KEY)
-    if held and not decoded(CLAIM_KEY, held, lambda h: _free(store, h, now)):
-        return str(held["candidate"])
+    if held and not _free(store, held, now):
+        return _claimed(held)[0]
     for record in reversed(all_candidates(store)):
         if record["status"] not in FINISHED and not _orphaned(record, now):
             return str(record["candidate"])

@@ -50,6 +50,13 @@ class SettlingWatch(Protocol):
     def missed_share(self) -> tuple[float, float, float]: ...
 
 
+class LackingWatch(Protocol):
+    """What serving tells of messages whose behaviour a model could not judge; `models.detector.Lacking` is one."""
+
+    def counts(self) -> dict[str, int]: ...
+    def told(self) -> str: ...
+
+
 Loader = Callable[[str], ServedDetector]
 
 
@@ -98,6 +105,12 @@ class ServedModel:
         if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
             raise ScoringFailed("it answered numbers that are no probabilities")
         return p
+
+    @property
+    def lacking(self) -> LackingWatch | None:
+        """Messages that lacked a feature it cannot do without; None where it has no behaviour to judge by."""
+        watch: LackingWatch | None = getattr(self.detector, "lacking", None)
+        return watch if self.columns is not None else None
 
     @property
     def settling(self) -> SettlingWatch | None:

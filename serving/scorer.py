@@ -30,6 +30,7 @@ from redqueen.settings import Settings
 from redqueen.store import ObjectStore
 from serving.fallback import Outcome, Scored, score_with
 from serving.live import (
+    LackingWatch,
     Live,
     Loader,
     ServedModel,
@@ -430,6 +431,10 @@ class Scorer:
             counts.update({f"first_stage_{name}": n for name, n in watch.counts().items()})
             if watch.tripped:
                 reasons.append(f"first stage of {model_id}: {watch.tripped}")
+        for model_id, lacking in _lacking(live).items():
+            counts.update({f"behaviour_{name}": n for name, n in lacking.counts().items()})
+            if told := lacking.told():
+                reasons.append(f"behaviour, {model_id}: {told}")
         if log.spooled:
             reasons.append(f"prediction log: {log.spooled} predictions wait on local disk for the store")
         if log.lost:
@@ -494,6 +499,12 @@ def _settling(live: Live) -> dict[str, SettlingWatch]:
     """The watch over each first stage in use, by model."""
     models = [model for model in (live.champion, live.challenger) if model is not None]
     return {model.model_id: watch for model in models if (watch := model.settling) is not None}
+
+
+def _lacking(live: Live) -> dict[str, LackingWatch]:
+    """The count of messages that each model could judge by their text alone, by model."""
+    models = [model for model in (live.champion, live.challenger) if model is not None]
+    return {model.model_id: watch for model in models if (watch := model.lacking) is not None}
 
 
 def _missed(watch: SettlingWatch) -> dict[str, Any]:

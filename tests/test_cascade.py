@@ -268,6 +268,14 @@ def test_copies_of_one_message_do_not_stop_the_first_stage() -> None:
     assert watch.counts()["missed"] == 540
 
 
+def test_texts_that_were_caught_from_some_senders_are_missed_from_others() -> None:
+    watch, texts = Watch(0.1, "salt"), np.arange(40, dtype=np.uint32)
+    watch.record(np.zeros(40, bool), np.ones(40, bool), texts)
+    watch.record(np.ones(40, bool), np.ones(40, bool), texts)
+    assert watch.missed_share()[0] == 0.5
+    assert watch.tripped
+
+
 def test_what_is_audited_gets_the_whole_models_answer(folder: Path, exact: Detector) -> None:
     rows = messages(200, seed=81)
     texts, features = [m.text for m in rows], matrix(rows)

@@ -303,14 +303,14 @@ def test_a_little_recall_may_be_lost_to_newer_data(loss: float, passes: bool) ->
 def test_a_row_counts_for_those_that_were_left_out() -> None:
     # Newest benign rows are all kept, of the older ones one in twenty; all that is acted on is new.
     frame = rows([1] * 40 + [0] * 1_040, [0] * 1_080).with_columns(
-        inclusion=pl.Series([1.0] * 80 + [0.05] * 1_000)
+        inclusion=pl.Series([0.1] * 2 + [1.0] * 78 + [0.05] * 1_000)
     )
     scores = np.zeros((1_080, 2))
-    scores[:60] = 1
+    scores[2:60] = 1
     judged = judge(frame, scores, [0.5, 0.5], POLICIES)
     assert judged.fpr == pytest.approx(20 / (40 + 20 * 1_000))
     assert judged.fpr_low < judged.fpr < judged.fpr_high < 0.006
-    assert judged.recall == 1.0
+    assert judged.recall == 38 / 40, "a flood is one campaign, however many were left out"
     unweighted = judge(frame.drop("inclusion"), scores, [0.5, 0.5], POLICIES)
     assert unweighted.fpr == pytest.approx(20 / 1_040)
 
@@ -415,6 +415,7 @@ def test_a_champion_is_only_compared_on_what_it_cannot_have_learnt(tmp_path: Pat
     assert alone["compared"] == []
     assert alone["reports"]["champion"]["n_abuse"] == 0
     assert "on 0 of 1500 messages" in alone["reasons"][-1]
+    assert "champion not compared: only 0 abusive messages are new to it" in alone["reasons"][0]
 
 
 def test_a_candidate_that_gives_up_a_slice_is_rejected_and_the_slice_is_named(tmp_path: Path) -> None:

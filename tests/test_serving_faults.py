@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from models import baseline, bundle, fusion, trees
+from models.detector import Lacking
 from models.signing import signer_of, trust_of
 from redqueen.errors import BundleError
 from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
@@ -106,6 +107,20 @@ def test_a_damaged_rollout_state_leaves_the_last_one_in_force(platform: Platform
     assert not platform.client.refresh()
     assert platform.scored(event(0, "spam")) == [("limit", False)]
     assert any("rollout state" in why for why in platform.client.state()["degraded_reasons"])
+
+
+def test_a_feature_that_is_no_longer_there_is_told_of(platform: Platform) -> None:
+    platform.live(stage="100%", champion="m-old")
+    lacking = Lacking()
+    platform.models["m-old"].lacking = lacking  # type: ignore[attr-defined]
+    lacking.note(1_000, 10, {"graph_trust": 10})
+    assert not platform.client.state()["degraded"], "a trifle wakes nobody"
+    lacking.note(1_000, 300, {"graph_trust": 300, "graph_lockstep": 0})
+    found = platform.client.state()
+    assert (found["counts"]["behaviour_scored"], found["counts"]["behaviour_lacking"]) == (2_000, 310)
+    assert "behaviour, m-old: 310 of 2000 messages lacked graph_trust, which" in str(
+        found["degraded_reasons"]
+    )
 
 
 def test_one_message_that_breaks_the_model_costs_its_neighbours_nothing(platform: Platform) -> None:

@@ -93,7 +93,6 @@ def test_obfuscation_grows_with_what_was_changed() -> None:
         ("evil dot com", "evil.com"),
         ("[claim](https://evil.ru/x)", "evil.ru"),
         ("<https://www.evil.ru>", "evil.ru"),
-        ("https://www.google.com/url?q=https%3A%2F%2Fevil.com%2Fa&x=1", "evil.com"),
         ("https://discord.com@evil.ru/login", "evil.ru"),
         ("http://%65vil.com/", "evil.com"),
         ("go to discоrd.gift/free", "discord.gift"),
@@ -109,17 +108,44 @@ def test_obfuscation_grows_with_what_was_changed() -> None:
         ("https[:]//evil.com", "evil.com"),
         ("h t t p : / / evil.com", "evil.com"),
         ("https:\\\\evil.com", "evil.com"),
-        ("https://discord.com\\@evil.ru/x", "evil.ru"),
         ("http://3232235777/login", "192.168.1.1"),
         ("http://0x7f.1/", "127.0.0.1"),
         ("http://0300.0250.0.1/", "192.168.0.1"),
         ("https://xn--80ak6aa92e.com/", "apple.com"),
         ("xn--mnchen-3ya.de", "münchen.de"),
         ("http://%2565vil.com", "evil.com"),
+        ("http://%%36%35vil.com", "evil.com"),
+        ("https:///evil.com/a", "evil.com"),
+        ("https:////evil.com/a", "evil.com"),
     ],
 )
 def test_cloaked_links_lead_to_the_host_that_would_be_visited(cloaked: str, host: str) -> None:
     assert domains(cloaked) == [host]
+
+
+@pytest.mark.parametrize(
+    ("cloaked", "hosts"),
+    [
+        ("https://www.google.com/url?q=https%3A%2F%2Fevil.com%2Fa&x=1", ["google.com", "evil.com"]),
+        ("https://evil.gift/claim?r=https://discord.com/nitro", ["evil.gift", "discord.com"]),
+        ("https://evil.gift/#=https://discord.com/", ["evil.gift", "discord.com"]),
+        ("https://a.com/?u=https://b.com/?u=https://c.com/", ["a.com", "b.com", "c.com"]),
+        # Browsers and other clients disagree on where this leads.
+        ("https://discord.com\\@evil.ru/x", ["discord.com", "evil.ru"]),
+        ("http://evil.gift\\@discord.com/x", ["evil.gift", "discord.com"]),
+    ],
+)
+def test_of_a_link_that_may_lead_to_two_hosts_both_count(cloaked: str, hosts: list[str]) -> None:
+    assert domains(cloaked) == hosts
+    assert domains(canonicalise(cloaked)) == hosts
+
+
+@pytest.mark.parametrize("deep", [1, 3, 6, 7, 20, 5_000])
+def test_a_word_built_to_keep_changing_does_not_take_its_message_along(deep: int) -> None:
+    text = f"Claim your free Nitro now at https://evil.gift/claim?q={'%3' * deep}%35 okay"
+    assert canonicalise(text).startswith("claim your free nitro now at https://evil.gift/claim?q=")
+    assert canonicalise(text).endswith(" okay")
+    assert domains(text) == ["evil.gift"]
 
 
 def test_ordinary_sentences_name_no_domain() -> None:
@@ -185,7 +211,8 @@ def test_attacked_and_clean_messages_of_any_language_are_read_alike_in_a_batch()
 @pytest.mark.parametrize(
     "unit",
     ["a.", "f r e e ", "%25", "e\u0316\u0301", "w1n", "http://", "[a](http://b) ", "е", "@a|", "\u200b", "I",
-     "\u202ea", "xn--a", "http://1", "a-", "é", "ي\u200d", "рау ", "\\", " dot ", "🇪 ", "a b ", "...", "мa "],
+     "\u202ea", "xn--a", "http://1", "a-", "é", "ي\u200d", "рау ", "\\", " dot ", "🇪 ", "a b ", "...", "мa ",
+     "ab-", "%3", "=https://a", "http://a\\@"],
 )  # fmt: skip
 def test_time_grows_with_length_not_with_its_square(unit: str) -> None:
     def seconds(size: int) -> float:

@@ -410,7 +410,7 @@ TEXT_FEATURES = sum(feature.family == "text" for feature in FEATURES)
 AGGREGATES = tuple(dict.fromkeys(a for feature in FEATURES for a in feature.aggregates))
 """Every aggregate that is kept, each once; the columns of a raw matrix [n, A] in this order."""
 
-_REVISION = 2
+_REVISION = 3
 """Raise it when a value changes its meaning under the same declaration."""
 
 FEATURES_VERSION = (

@@ -221,9 +221,13 @@ _MICROSECOND = timedelta(microseconds=1)
 
 # --- texts --------------------------------------------------------------------------------------------------
 
+_MOST_HOSTS = 64
+"""A message that names more is counted as one that names so many: each is looked up and remembered."""
+
 _MIN_CAMPAIGN_CHARS = 12
 """Shorter texts ("ok", "good morning") are everybody's: they form no campaign."""
-_LINK_OR_NUMBER = re.compile(r"https?://\S+|\b[\w-]+(?:\.[\w-]+)+(?:/\S*)?|\d+")
+# A word is read once: beginning anew at each of its hyphens would take time with the square of its length.
+_LINK_OR_NUMBER = re.compile(r"https?://\S+|(?<![\w-])[\w-]++(?:\.[\w-]++)+(?:/\S*)?|\d+")
 _NUMBER = re.compile(r"\d+")
 _FOREIGN = re.compile(r"[^\x00-\x7f]")
 _CAPITALS = string.ascii_uppercase.encode()
@@ -316,7 +320,7 @@ def _said_many(texts: Sequence[str]) -> list[_Said]:
 
 def _read(raw: str, read: reading.Reading) -> _Said:
     canonical = read.canonical
-    hosts = tuple(reading.hosts(canonical))
+    hosts = tuple(reading.hosts(canonical)[:_MOST_HOSTS])
     return _Said(_text_values(raw, canonical, read.obfuscation, hosts), _campaign(canonical), hosts, len(raw))
 
 

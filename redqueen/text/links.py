@@ -6,7 +6,6 @@ Input is folded text (see `folding`): small letters, nothing invisible.
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
 
 from redqueen.text.folding import ALPHABETIC
 
@@ -32,7 +31,8 @@ _LOOSE_TLD = r"(?:com|net|org|ru|gg|gift|xyz)\b"
 _LINKISH = re.compile(
     r"hxxp|h\*\*p|[\[({<] ?(?:\.|d[o0]t) ?[\])}>]|\[:\]|\[/\]|%[0-9a-f]{2}|\]\(\s?http|<http"
     rf"|([ _-])d[o0]t\1{_SPELT_TLD}|[a-z0-9] \.\s?{_LOOSE_TLD}"
-    r"|=https?://|https?:\s|https?\s{1,2}:\s?/|https?:/[^/]|https?:\\|\\[@/]|xn--[a-z0-9]|\w slash [a-z0-9]"
+    r"|=https?://|https?:\s|https?\s{1,2}:\s?/|https?:/[^/]|https?:/{3}|https?:\\|\\[@/]|xn--[a-z0-9]"
+    r"|\w slash [a-z0-9]"
     r"|https?://(?:\d{7,10}|0x[0-9a-f]{7,8}|0[0-7]{9,11})(?![\w.])|https?://[^\s/]*\b0[0-7x][0-9a-f]*\."
 )
 _SCHEME = re.compile(
@@ -41,14 +41,19 @@ _SCHEME = re.compile(
 _DOT = re.compile(r"(?<=\w) ?[\[({<] ?(?:\.|d[o0]t) ?[\])}>] ?(?=\w)")
 _SPELT_DOT = re.compile(rf"(?<=\w)(?:([ _-])d[o0]t\1(?={_SPELT_TLD})| \.\s?(?={_LOOSE_TLD}))")
 _SLASH = re.compile(rf"(?<=\w)\[/\](?=\w)|(?<=\.)({_SPELT_TLD}) slash (?=[a-z0-9])")
-_USER = re.compile(r"(https?://[^\s/\\]{0,99})\\+(?=[@/])")
+_USER = re.compile(r"(https?://)([^\s/\\]{0,99})\\+@")
+_BACKSLASH = re.compile(r"(https?://[^\s/\\]{0,99})\\+(?=/)")
 _MARKDOWN = re.compile(r"\[([^\[\]\n]{0,200})\]\(\s?(https?://[^\s()<>]*)\s?\)")
 _ANGLE = re.compile(r"<(https?://[^\s<>]*)>")
 _REDIRECT = re.compile(
     r"https?://[^\s<>\"=]*(?:=(?!https?(?::|%3a))[^\s<>\"=]*)*=(?=https?(?::|%3a)(?:/|%2f){2})"
 )
-_ESCAPED_TWICE = re.compile(r"%(?:25)+(?=[0-9a-f]{2})")
-_ESCAPED = re.compile(r"%(?:2[def]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae])")
+_ESCAPES = re.compile(r"%[%0-9a-f]+")
+_ESCAPED = {
+    code: chr(int(code, 16)).lower()
+    for code in (f"{i:02x}" for i in range(256))
+    if re.fullmatch("2[def]|3[0-9]|4[1-9a-f]|5[0-9af]|6[1-9a-f]|7[0-9ae]", code)
+}
 _ESCAPED_INNER = re.compile(r"(https?)(?::|%3a)(?:/|%2f){2}")
 _PUNYCODE = re.compile(r"(?<![a-z0-9-])xn--([a-z0-9-]{2,59})(?![a-z0-9-])")
 _NUMERIC = re.compile(r"://\d")
@@ -80,7 +85,8 @@ def refang(text: str) -> tuple[str, int]:
     if "xn--" in text:
         text = _PUNYCODE.sub(_from_punycode, text)
     if "=http" in text:
-        text, redirects = _REDIRECT.subn("", text)
+        # Both are kept: who may send one on to where it likes may also not.
+        text, redirects = _REDIRECT.subn(r"\g<0> ", text)
         cloaked += 8 * redirects
     return text, cloaked
 
@@ -88,13 +94,29 @@ def refang(text: str) -> tuple[str, int]:
 def _unescape(text: str) -> tuple[str, int]:
     cloaked = 0
     if "%" in text:
-        text = _ESCAPED_TWICE.sub("%", text)
-        text, cloaked = _ESCAPED.subn(lambda m: unquote(m.group()).lower(), text)
+        text, cloaked = _ESCAPES.subn(_decoded, text)[0], text.count("%")
+        cloaked -= text.count("%")
         text = _ESCAPED_INNER.sub(r"\1://", text)
     if "\\" in text:
-        text = _USER.sub(r"\1", text)
+        # A browser goes to what stands before it, other clients to what stands behind.
+        text = _BACKSLASH.sub(r"\1", _USER.sub(r"\1\2/ \1", text))
     plain = _NUMERIC_HOST.sub(_dotted, text) if _NUMERIC.search(text) else text
     return plain, cloaked + 4 * (plain != text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    """Escapes read, and what is an escape again when those within it are read; each character once."""
+    read: list[str] = []
+    for c in match.group():
+        read.append(c)
+        while len(read) > 2 and read[-3] == "%" and (plain := _escape(read[-2] + read[-1])):
+            read[-3:] = plain
+    return "".join(read)
+
+
+def _escape(code: str) -> str:
+    """What the two digits behind a percent sign stand for; nothing where they stay."""
+    return "%" if code == "25" else _ESCAPED.get(code, "")
 
 
 def _dotted(match: re.Match[str]) -> str:

@@ -51,7 +51,7 @@ def finish(text: str, current: str, changed: int, passes: int) -> Reading:
         if settled:
             break
     else:
-        current = _bare(current)
+        current = _calmed(current)
     return measured(text, current, changed)
 
 
@@ -199,8 +199,16 @@ def cloaks(text: str) -> int:
     return 0
 
 
+def _calmed(text: str) -> str:
+    """Text built to keep changing, with the words that do cut down to bare letters; all of it only where that
+    does not help, or one such word would take the rest of its message along.
+    """
+    kept = " ".join(word if one_pass(word)[0] == word else _bare(word) for word in text.split())
+    return kept if one_pass(kept)[0] == kept else _bare(text)
+
+
 def _bare(text: str) -> str:
-    """Last resort for text built to keep changing: letters alone, no more than two of a kind in a row."""
+    """Last resort: letters alone, no more than two of a kind in a row."""
     letters = "".join(c for c in text if c.isalpha())
     for _ in range(MAX_PASSES):
         folded = words.squeeze(fold(letters)[0])
