@@ -221,8 +221,8 @@ class Detector:
 
 
 class Lacking:
-    """Counts messages that came with behaviour and lacked a feature without which the trees do not speak: they
-    were judged by their text. Safe to use from several threads.
+    """Counts messages that came with behaviour and lacked a feature without which the trees do not speak, so
+    that they were judged by their text. Safe to use from several threads.
     """
 
     def __init__(self) -> None:

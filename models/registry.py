@@ -232,7 +232,8 @@ def _needed(store: ObjectStore, candidates: Sequence[Mapping[str, Any]]) -> dict
         except (NotFound, BundleError) as error:
             if child in roles:
                 raise BundleError(
-                    f"nothing is removed, since the parents of {child} ({needed[child]}) are not known: {error}"
+                    f"nothing is removed, since the parents of {child} are not known ({needed[child]}): "
+                    f"{error}"
                 ) from None
             continue
         if parent is not None and parent not in needed:

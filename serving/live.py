@@ -51,7 +51,7 @@ class SettlingWatch(Protocol):
 
 
 class LackingWatch(Protocol):
-    """What serving tells of messages whose behaviour a model could not judge; `models.detector.Lacking` is one."""
+    """The count of messages whose behaviour a model could not judge; `models.detector.Lacking` is one."""
 
     def counts(self) -> dict[str, int]: ...
     def told(self) -> str: ...
