@@ -23,11 +23,15 @@ from assets.partitions import candidates
 from assets.training import clean_work
 from redqueen import adaptation, alerts, labels, operate, poisoning, rollout, signals, state
 from redqueen.clock import hour_of
-from redqueen.errors import Conflict, RedQueenError, Refused
+from redqueen.errors import BundleError, Conflict, NotFound, Refused
 from redqueen.features import NAMES
 from redqueen.rollout import Candidate, Evidence, RolloutState, Step
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR, read_hours
+
+AIMED = ("moderator", "appeal")
+"""Sources that look where a score pointed, or where it led to an action: review requests near a threshold,
+and the appeals of those who were acted on."""
 
 
 def verdict_key(model_id: str) -> str:
@@ -160,23 +164,32 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
     if seen.candidate not in (None, candidate):
         raise Refused(f"{seen.candidate} is being rolled out; one candidate at a time")
     model_id = record["model_id"]
+    try:
+        broken = _not_what_was_judged(env, candidate, model_id)
+        fetch(env.store, model_id, env.settings.home / "cache", trust_of(env.settings))
+    except (BundleError, NotFound) as error:
+        broken = f"the bundle {model_id} does not verify: {error}"
+    if broken and record["status"] == "waiting":
+        # It will not become whole by waiting, and while it waits no other lap may start.
+        state.advance_candidate(env.store, candidate, "rejected", env.clock.now(), broken)
+    if broken:
+        raise Refused(broken)
+    return Candidate(candidate, model_id, gate_passed=True)
+
+
+def _not_what_was_judged(env: Environment, candidate: str, model_id: str) -> str:
+    """Why the verdict is not of what lies in the store; empty where it is."""
     verdict = state.read(env.store, verdict_key(model_id))
     if not verdict.get("passed") or verdict.get("candidate") != candidate:
-        raise Refused(
+        return (
             f"{candidate} has no passing verdict: {'; '.join(verdict.get('reasons', ['none was written']))}"
         )
     if verdict["manifest_sha256"] != _manifest_digest(env.store, model_id):
-        raise Refused(f"the manifest of {model_id} is not the one that was judged: train a new candidate")
+        return f"the manifest of {model_id} is not the one that was judged: train a new candidate"
     attack = env.store.get_json(f"evaluations/{model_id}/attack.json")
     if not attack["passed"] or attack["digest"] != verdict["attack_digest"]:
-        raise Refused(
-            f"the attack report of {model_id} is not the one that was judged: run 'attack_report' again"
-        )
-    try:
-        fetch(env.store, model_id, env.settings.home / "cache", trust_of(env.settings))
-    except RedQueenError as error:
-        raise Refused(f"the bundle {model_id} does not verify: {error}") from error
-    return Candidate(candidate, model_id, gate_passed=True)
+        return f"the attack report of {model_id} is not the one that was judged: run 'attack_report' again"
+    return ""
 
 
 def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, now: datetime) -> Evidence:
@@ -194,16 +207,23 @@ def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, n
     assert isinstance(newest, datetime)
     age = (now - newest).total_seconds() / 3600
     if seen.stage == rollout.SHADOW:
-        shadow = rollout.compare_shadow(rows.filter(pl.col("stage") == rollout.SHADOW))
+        # Of this candidate alone: another one may have been in shadow in the same hour.
+        own = (pl.col("arm") != "shadow") | (pl.col("model_id") == seen.challenger)
+        lately = (pl.col("stage") == rollout.SHADOW) & (pl.col("ts") >= seen.stage_since)
+        shadow = rollout.compare_shadow(rows.filter(lately & own))
         return Evidence(shadow=shadow, telemetry_age_hours=age, approval=approval, holds=holds)
     votes = read_hours(env.store, "ingested/labels", start, end)
     # The canary is judged by people's labels, so those who could forge labels could have it rolled back.
-    gold = labels.gold(
-        votes, now, env.settings.policies,
-        maturity_hours=env.settings.maturity,
-        weights=poisoning.effective_weights(env.store, now),
-    )  # fmt: skip
-    joined = adaptation.join_labels(rows, gold)
+    weights = poisoning.effective_weights(env.store, now)
+
+    def judged(among: pl.DataFrame) -> pl.DataFrame:
+        policies, maturity = env.settings.policies, env.settings.maturity
+        gold = labels.gold(among, now, policies, maturity_hours=maturity, weights=weights)
+        return adaptation.join_labels(rows, gold)
+
+    joined = judged(votes).with_columns(
+        abuse_unaimed=judged(votes.filter(~pl.col("source").is_in(AIMED)))["abuse"]
+    )
     since = seen.ramp_since or seen.stage_since
     strata = rollout.collect(
         joined.filter(pl.col("ts") >= since), latency_objective_ms=env.settings.latency_objective_ms

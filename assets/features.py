@@ -115,6 +115,14 @@ def _compute(env: Environment, hours: list[datetime]) -> tuple[pl.DataFrame, int
     return pl.concat(tables), sum(heights)
 
 
+def _means(means: dict[str, float | None]) -> MetadataValue:
+    """The mean of each feature, for the UI."""
+    if not means:
+        return MetadataValue.text("nobody wrote in this hour")
+    rows = [TableRecord({"feature": n, "mean": round(float(mean or 0.0), 4)}) for n, mean in means.items()]
+    return MetadataValue.table(rows)
+
+
 @hourly_asset(
     "features",
     deps=[events],
@@ -141,12 +149,7 @@ def features(
         metadata={
             "dagster/partition_row_count": table.height,
             "features_version": declared.FEATURES_VERSION,
-            "means": MetadataValue.table(
-                [
-                    TableRecord({"feature": name, "mean": round(float(mean or 0.0), 4)})
-                    for name, mean in zip(names, means, strict=False)
-                ]
-            ),
+            "means": _means(dict(zip(names, means, strict=False))),
             **shown,
         },
         check_results=[*checks, parity.check_parity(env, hours, table)],

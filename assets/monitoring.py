@@ -32,6 +32,7 @@ from assets.poisoning import label_guard
 from redqueen import poisoning, policy, state
 from redqueen import signals as watching
 from redqueen.drift import DriftFigures, Reference, drift_figures
+from redqueen.errors import InvalidInput
 from redqueen.features import NAMES
 from redqueen.policy import LabelCounts
 from redqueen.store import DirectoryStore
@@ -180,6 +181,9 @@ def signals(context: AssetExecutionContext, env: Environment, config: Watching) 
 def _watch(env: Environment, hour: datetime, *, html: bool) -> watching.Watched:
     """Measure one window and write its record."""
     end = hour + HOUR
+    if end > env.clock.now():
+        # A record of the future would be the latest one, for all who look, until it is past.
+        raise InvalidInput(f"the hour from {hour:%Y-%m-%d %H:%M} UTC is measured when it is over")
     trailing = watching.answered(read_hours(env.store, "served", end - watching.TRAILING, end))
     here = trailing.filter(pl.col("ts") >= hour) if trailing.height else trailing
     champion = _champion_of(here)
@@ -200,12 +204,16 @@ def _watch(env: Environment, hour: datetime, *, html: bool) -> watching.Watched:
         rows = own.filter(pl.col("ts") >= hour)
         if reference is not None and not rows.is_empty():
             drift, frame = _drift(env, reference, rows, hour)
+    live = state.rollout_state(env.store)
+    known = any(w.signals.champion for w in past)
     record = watching.watch(
         hour, champion, figures, drift, past,
         n_events=read_hours(env.store, "ingested/events", hour, end).height,
-        n_served=here.height,
+        # Before the first model nobody answers; after it, an answer by no model is none.
+        n_served=_by_a_model(here).height if known else here.height,
         counts=counts,
-        stage=state.rollout_state(env.store).stage,
+        stage=live.stage,
+        expected=live.champion is not None and known,
     )  # fmt: skip
     if drift is not None and (html or record.signals.alarms or policy.drifted(drift, LIMITS)):
         assert reference is not None
@@ -225,8 +233,13 @@ def _champion_of(rows: pl.DataFrame) -> str | None:
     """The model that answered most as champion; None while nothing is live."""
     if rows.is_empty():
         return None
-    champions = rows.filter(pl.col("arm") == "champion")["model_id"]
+    champions = _by_a_model(rows).filter(pl.col("arm") == "champion")["model_id"]
     return None if champions.is_empty() else str(champions.mode().sort()[0])
+
+
+def _by_a_model(rows: pl.DataFrame) -> pl.DataFrame:
+    """The answers that a model gave."""
+    return rows.filter(pl.col("model_id") != "none") if rows.height else rows
 
 
 def _past(env: Environment, hour: datetime) -> list[watching.Watched]:

@@ -174,7 +174,9 @@ def _quantile_edges(values: pl.Series, bins: int) -> tuple[float, ...]:
     edges = np.quantile(numbers, [TAIL, *inner, 1 - TAIL], method="inverted_cdf")
     # Bins are (left, right]; stepping just below the lowest edge keeps values equal to it out of the
     # underflow bin.
-    edges = np.unique(np.concatenate([[np.nextafter(edges[0], -np.inf)], edges]))
+    # The lowest edge itself is none, or its bin would hold a single row, and a single row too few there
+    # weighs as much as a column that changed.
+    edges = np.unique(np.concatenate([[np.nextafter(edges[0], -np.inf)], edges[1:]]))
     return tuple(float(edge) for edge in edges)
 
 

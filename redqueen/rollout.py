@@ -13,8 +13,11 @@ The tests, and why these:
 - sample ratio: the same e-value, two-sided, on the arm that newly seen actors fell into.
 - before 100%: information, and an upper confidence bound of the risk difference below the margin.
 
-Actors are counted once per guardrail over the rollout, never per message; only latency and errors count
-requests. Nothing advances for lack of evidence.
+Actors are counted once per guardrail over the rollout, never per message: requests of one sender are no
+independent evidence, and one who floods the canary must not have it rolled back. Missed abuse is counted on
+labels alone that came to be whatever the model's score was (`aimed`): people look longer where a score is
+near its threshold, so a model that misses abuse with confidence would hide it, and one that hesitates would
+be blamed. Nothing advances for lack of evidence.
 """
 
 from __future__ import annotations
@@ -47,12 +50,12 @@ ORDER: tuple[Stage, ...] = (NONE, SHADOW, *SHARES, LIVE)
 
 MISSED, WRONG, SLOW, ERRORS = "missed_abuse", "wrongly_actioned", "slow", "errors"
 GUARDRAILS = (MISSED, WRONG, SLOW, ERRORS)
-PER_ACTOR = (MISSED, WRONG)  # those with a non-inferiority margin; the others count requests
+JUDGED = (MISSED, WRONG)  # those that rest on labels, with a non-inferiority margin
 NOUNS = {
     MISSED: "actors whose abuse was let through",
     WRONG: "actors acted on although benign",
-    SLOW: "requests over the latency objective",
-    ERRORS: "degraded requests",
+    SLOW: "actors with a request over the latency objective",
+    ERRORS: "actors with a degraded request",
 }
 
 HARM_RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -192,7 +195,7 @@ class Stratum:
     """One look x stage x segment of the ramp.
 
     entered: actors seen for the first time in the rollout (for the sample ratio); joined: first time in that
-    arm; harm: guardrail -> actors active here and not harmed before (requests for slow, errors), and harmed
+    arm; harm: guardrail -> actors active here and not harmed before, and harmed
     here; cohort: guardrail -> actors first judged here, and those of them harmed at any time (for
     non-inferiority); abusive: actors first judged here whose judgement was abuse; caught: messages acted on
     and judged abusive.
@@ -255,12 +258,14 @@ def collect(
     """Count the evidence of one ramp.
 
     predictions: rows since the ramp began with abuse (bool or null) from `adaptation.join_labels`; rows of
-    other stages and arms are ignored. segment: a string column to stratify by. Raises InvalidInput for
+    other stages and arms are ignored. abuse_unaimed (optional): the same by labels alone that do not hang on
+    a score, for missed abuse; default abuse. segment: a string column to stratify by. Raises InvalidInput for
     missing columns.
     """
     needed = ["actor_id", "ts", "arm", "stage", "action", "latency_us", "degraded", "abuse"]
     require(predictions, needed + ([segment] if segment else []), "the rollout's predictions")
     acted_on = ~pl.col("action").is_in(DELIVERED)
+    unaimed = pl.col("abuse_unaimed" if "abuse_unaimed" in predictions.columns else "abuse")
     rows = predictions.filter(
         pl.col("stage").is_in(list(SHARES)) & pl.col("arm").is_in(["champion", "challenger"])
     ).select(
@@ -269,12 +274,14 @@ def collect(
         pl.col("stage").replace_strict({stage: i for i, stage in enumerate(SHARES)}).alias("stage"),
         (pl.col(segment).fill_null("unknown") if segment else pl.lit("all")).alias("segment"),
         (pl.col("arm") == "challenger").alias("challenger"),
-        (pl.col("abuse").fill_null(False) & ~acted_on).alias(MISSED),
+        (unaimed.fill_null(False) & ~acted_on).alias(MISSED),
         ((~pl.col("abuse")).fill_null(False) & acted_on).alias(WRONG),
         (pl.col("abuse").fill_null(False) & acted_on).alias("caught"),
         (pl.col("latency_us") > latency_objective_ms * 1000).alias(SLOW),
         pl.col("degraded").alias(ERRORS),
-        pl.col("abuse"),
+        unaimed.fill_null(False).alias("abusive"),
+        unaimed.is_not_null().alias(f"judged_{MISSED}"),
+        pl.col("abuse").is_not_null().alias(f"judged_{WRONG}"),
     )
     if rows.is_empty():
         return ()
@@ -289,9 +296,9 @@ def _actor_looks(rows: pl.DataFrame) -> pl.DataFrame:
         .agg(
             pl.col("segment").first(),
             pl.col("challenger").any(),
-            *(pl.col(name).any() for name in PER_ACTOR),
-            pl.col("abuse").is_not_null().any().alias("judged"),
-            pl.col("abuse").any().fill_null(False).alias("abusive"),
+            *(pl.col(name).any() for name in GUARDRAILS),
+            *(pl.col(f"judged_{name}").any() for name in JUDGED),
+            pl.col("abusive").any(),
         )
         .sort(keys)
     )
@@ -299,10 +306,10 @@ def _actor_looks(rows: pl.DataFrame) -> pl.DataFrame:
     return looks.with_columns(
         (pl.int_range(pl.len()).over("actor_id") == 0).alias("entered"),
         (pl.int_range(pl.len()).over(arm) == 0).alias("joined"),
-        (pl.col("judged") & (pl.col("judged").cum_sum().over("actor_id") == 1)).alias("first_judged"),
+        *((pl.col(f"judged_{name}") & ~_earlier(f"judged_{name}")).alias(f"first_{name}") for name in JUDGED),
         pl.col("abusive").any().over(arm),
-        *(pl.col(name).any().over(arm).alias(f"ever_{name}") for name in PER_ACTOR),
-        *(_earlier(name).alias(f"was_{name}") for name in PER_ACTOR),
+        *(pl.col(name).any().over(arm).alias(f"ever_{name}") for name in JUDGED),
+        *(_earlier(name).alias(f"was_{name}") for name in GUARDRAILS),
     )
 
 
@@ -315,22 +322,18 @@ def _strata(rows: pl.DataFrame, looks: pl.DataFrame) -> tuple[Stratum, ...]:
     by = ["look", "stage", "segment", "challenger"]
     actors = looks.group_by(by).agg(
         pl.col("entered", "joined").sum(),
-        pl.col("first_judged").sum().alias("judged"),
-        (pl.col("first_judged") & pl.col("abusive")).sum().alias("abusive"),
-        *((~pl.col(f"was_{name}")).sum().alias(f"units_{name}") for name in PER_ACTOR),
-        *((pl.col(name) & ~pl.col(f"was_{name}")).sum().alias(f"harmed_{name}") for name in PER_ACTOR),
+        (pl.col(f"first_{MISSED}") & pl.col("abusive")).sum().alias("abusive"),
+        *((~pl.col(f"was_{name}")).sum().alias(f"units_{name}") for name in GUARDRAILS),
+        *((pl.col(name) & ~pl.col(f"was_{name}")).sum().alias(f"harmed_{name}") for name in GUARDRAILS),
+        *(pl.col(f"first_{name}").sum().alias(f"judged_{name}") for name in JUDGED),
         *(
-            (pl.col("first_judged") & pl.col(f"ever_{name}")).sum().alias(f"cohort_{name}")
-            for name in PER_ACTOR
+            (pl.col(f"first_{name}") & pl.col(f"ever_{name}")).sum().alias(f"cohort_{name}")
+            for name in JUDGED
         ),
     )
-    requests = rows.group_by(by).agg(
-        pl.len().alias("requests"),
-        pl.col("caught").sum(),
-        *(pl.col(name).sum().alias(f"harmed_{name}") for name in (SLOW, ERRORS)),
-    )
+    caught = rows.group_by(by).agg(pl.col("caught").sum())
     counts: dict[tuple[Any, ...], dict[bool, dict[str, Any]]] = {}
-    for frame in (actors, requests):
+    for frame in (actors, caught):
         for row in frame.iter_rows(named=True):
             key = (row["look"], row["stage"], row["segment"])
             counts.setdefault(key, {}).setdefault(row["challenger"], {}).update(row)
@@ -342,15 +345,14 @@ def _stratum(key: tuple[Any, ...], sides: Mapping[bool, Mapping[str, Any]]) -> S
         return Arms(*(int(sides.get(challenger, {}).get(name, 0)) for challenger in (False, True)))
 
     look, stage, segment = key
-    units = {MISSED: f"units_{MISSED}", WRONG: f"units_{WRONG}", SLOW: "requests", ERRORS: "requests"}
     return Stratum(
         look=look.isoformat(),
         stage=list(SHARES)[stage],
         segment=segment,
         entered=arms("entered"),
         joined=arms("joined"),
-        harm={name: Tally(arms(units[name]), arms(f"harmed_{name}")) for name in GUARDRAILS},
-        cohort={name: Tally(arms("judged"), arms(f"cohort_{name}")) for name in PER_ACTOR},
+        harm={name: Tally(arms(f"units_{name}"), arms(f"harmed_{name}")) for name in GUARDRAILS},
+        cohort={name: Tally(arms(f"judged_{name}"), arms(f"cohort_{name}")) for name in JUDGED},
         abusive=arms("abusive"),
         caught=arms("caught"),
     )
@@ -581,19 +583,16 @@ def _figures(state: RolloutState, evidence: Evidence, limits: Limits) -> dict[st
 
 def _guardrail(strata: Sequence[Stratum], name: str, needed: float, limits: Limits) -> dict[str, Any]:
     tallies = [stratum.harm.get(name, Tally()) for stratum in strata]
-    # Actors come back look after look: their total is of distinct ones, requests simply add up.
-    units = (
-        [stratum.joined for stratum in strata] if name in PER_ACTOR else [tally.units for tally in tallies]
-    )
     harmed = _total([tally.harmed for tally in tallies])
-    total = _total(units)
+    # Actors come back look after look: their total is of distinct ones.
+    total = _total([stratum.joined for stratum in strata])
     figures: dict[str, Any] = {
         "e": harm_evidence(strata, name, limits.label_error),
         "needed": needed,
         "champion": [harmed.champion, total.champion],
         "challenger": [harmed.challenger, total.challenger],
     }
-    if name in PER_ACTOR:
+    if name in JUDGED:
         found = risk_difference(strata, name, limits)
         figures |= {"difference": found.difference, "upper": found.upper, "margin": found.margin}
         figures |= {"judged": list(found.judged), "shown": found.shown}
@@ -686,7 +685,7 @@ def _too_little(
         return "too_little_data", f"{figures['exposed']} of {least} actors exposed to the challenger", False
     if state.stage != list(SHARES)[-1]:
         return None
-    found = {name: risk_difference(evidence.strata, name, limits) for name in PER_ACTOR}
+    found = {name: risk_difference(evidence.strata, name, limits) for name in JUDGED}
     for difference in found.values():
         if min(difference.judged) < limits.min_judged:
             judged = f"{difference.judged.challenger} and {difference.judged.champion}"
@@ -810,7 +809,10 @@ def _promoted(moved: RolloutState, step: Step, now: datetime) -> RolloutState:
 def _rolled_back(moved: RolloutState, step: Step, now: datetime) -> RolloutState:
     kept: dict[str, Any] = {
         "blocked": moved.blocked | ({step.candidate: step.message} if step.candidate else {}),
-        "promotion_paused_until": now + timedelta(hours=step.pause_hours),
+        # What a person stopped for longer stays stopped.
+        "promotion_paused_until": max(
+            now + timedelta(hours=step.pause_hours), moved.promotion_paused_until or now
+        ),
         "ramp_since": None,
     }
     if moved.challenger is not None:

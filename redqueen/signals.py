@@ -134,12 +134,25 @@ def adaptation_figures(
     """
     end = window + timedelta(hours=1)
     gold = labels.gold(votes, end, policies, maturity_hours=maturity_hours, weights=weights)
-    known_at = votes.select("event_id", known_at="received_at") if votes.height else None
+    known_at = _known_at(votes, weights) if votes.height else None
     joined = adaptation.join_labels(trailing, gold, known_at)
     # Friend requests and joins carry no text: nobody can obfuscate them, so they would only dilute.
     served = joined.filter(pl.col("ts") >= window)
     missed = joined.filter(pl.col("abuse") & pl.col("action").is_in(adaptation.DELIVERED)).height
     return adaptation.window_figures(served, joined, window=window), missed
+
+
+def _known_at(votes: pl.DataFrame, weights: pl.DataFrame | None) -> pl.DataFrame:
+    """When a vote that counts first called each event abuse: `event_id, known_at`.
+
+    A vote that is held, or says something else, tells nobody of abuse. If it did, whoever reports his own
+    messages first would have them known too early to be news when they are judged.
+    """
+    said = votes.filter(pl.col("value") == "abuse")
+    if weights is not None and weights.height:
+        held = weights.filter(pl.col("weight") <= 0)
+        said = said.join(held, on="label_id", how="anti")
+    return said.select("event_id", known_at="received_at")
 
 
 def watch(
@@ -153,13 +166,16 @@ def watch(
     n_served: int,
     counts: LabelCounts,
     stage: str,
+    expected: bool = False,
 ) -> Watched:
     """Put a window's record together: baselines from the champion's first windows, alarms on the later ones.
 
     Args:
+        champion: the model that answered; None where none did.
         past: earlier records, oldest first, of any champion.
+        expected: whether a model should have answered.
     """
-    health, why = _health(champion, n_events, n_served)
+    health, why = _health(expected or champion is not None, n_events, n_served)
     bare = Signals(
         window=window, champion=champion, health=health, health_reason=why, drift=drift, labels=counts
     )
@@ -170,11 +186,16 @@ def watch(
         (w.baselines for w in reversed(past) if w.signals.champion != champion and w.baselines), None
     )
     mine = [*own, figures]
-    base = adaptation.baselines(mine[:REFERENCE_WINDOWS], fallback=former)
-    ours, theirs = base.get(adaptation.EVASION), (former or {}).get(adaptation.EVASION)
-    if ours and theirs and ours.mean > theirs.mean:
-        # An attack that still gets through must not become the new normal just because it outlived a retrain.
-        base[adaptation.EVASION] = theirs
+    kept = [w.baselines for w in past if w.signals.champion == champion and w.signals.figures]
+    if len(kept) >= REFERENCE_WINDOWS:
+        # Kept, not fitted again: those first windows leave what is remembered, and an attack would move in.
+        base = dict(kept[-1])
+    else:
+        base = adaptation.baselines(mine[:REFERENCE_WINDOWS], fallback=former)
+        ours, theirs = base.get(adaptation.EVASION), (former or {}).get(adaptation.EVASION)
+        if ours and theirs and ours.mean > theirs.mean:
+            # An attack that still gets through must not become the new normal for having outlived a retrain.
+            base[adaptation.EVASION] = theirs
     later = mine[REFERENCE_WINDOWS:]
     signals = Signals(
         window=window, champion=champion, health=health, health_reason=why, drift=drift, labels=counts,
@@ -185,8 +206,8 @@ def watch(
     return Watched(signals, base, n_events, n_served, stage)
 
 
-def _health(champion: str | None, n_events: int, n_served: int) -> tuple[Literal["ok", "broken"], str]:
-    if champion is not None and n_events and n_served < MIN_COVERAGE * n_events:
+def _health(expected: bool, n_events: int, n_served: int) -> tuple[Literal["ok", "broken"], str]:
+    if expected and n_events and n_served < MIN_COVERAGE * n_events:
         return "broken", f"only {n_served} of {n_events} events have a prediction: is the scoring service up?"
     return "ok", ""
 

@@ -324,6 +324,22 @@ def claim_lap(store: ObjectStore, candidate_name: str, now: datetime) -> bool:
     return bool(update(store, CLAIM_KEY, change)["candidate"] == candidate_name)
 
 
+def release_lap(store: ObjectStore, candidate_name: str) -> None:
+    """Give the place back, for a lap that is not run after all."""
+    update(store, CLAIM_KEY, lambda held: {} if held.get("candidate") == candidate_name else None)
+
+
+def lost_lap(store: ObjectStore, scope: str) -> Decision | None:
+    """The decision of this scope that claimed the place and whose lap nobody has seen start."""
+    held = read(store, CLAIM_KEY)
+    if not held or store.exists(candidate_key(name := _claimed(held)[0])):
+        return None
+    key = f"decisions/{name[: len('2026-01-03T14')]}/{scope}.json"  # a candidate is called after its window
+    found = read(store, key)
+    decision = decoded(key, found, Decision.from_dict) if found else None
+    return decision if decision is not None and decision.id == name else None
+
+
 def _free(store: ObjectStore, held: Mapping[str, Any], now: datetime) -> bool:
     """Whether the lap that holds the place is over, or died before it left a record."""
     name, since = _claimed(held)

@@ -36,16 +36,21 @@ def ask(
     Idempotent: a tick that is evaluated again finds its decision recorded and requests the same run key.
     """
     now = env.clock.now()
+    lost = state.lost_lap(env.store, sensor)
     decision = _decide(env, history, trigger, labels, now)
     kept = state.record_decision(env.store, sensor, decision)
+    if decision.action == "retrain" and (kept.id, kept.action) != (decision.id, "retrain"):
+        state.release_lap(env.store, decision.id)  # what was decided of this window first stands
     if kept.page:
         alerts.send(env.store, env.settings, f"{sensor}-{kept.window:%Y-%m-%dT%H}", kept.message, now)
     cursor = cursor_of(kept.window, kept.message)
-    if kept.action != "retrain":
+    # A lap that was decided on and requested in a tick that was lost is requested again, by the same key.
+    laps = {d.id: d for d in (lost, kept) if d is not None and d.action == "retrain"}
+    if not laps:
         return SensorResult(skip_reason=kept.message, cursor=cursor)
     return SensorResult(
-        dynamic_partitions_requests=[candidates.build_add_request([kept.id])],
-        run_requests=[lap_request(kept, now)],
+        dynamic_partitions_requests=[candidates.build_add_request(list(laps))],
+        run_requests=[lap_request(decision, now) for decision in laps.values()],
         cursor=cursor,
     )
 

@@ -18,11 +18,11 @@ from redqueen.policy import Hold
 from redqueen.rollout import (
     GUARDRAILS,
     HARM_RATIOS,
+    JUDGED,
     LIVE,
     MISMATCH_RATIOS,
     MISSED,
     NONE,
-    PER_ACTOR,
     SHADOW,
     SHARES,
     SLOW,
@@ -130,7 +130,7 @@ def test_strata_without_events_or_without_a_control_say_nothing() -> None:
 def judged(n: int, harmed: tuple[float, float] = (0.01, 0.01)) -> Stratum:
     tally = Tally(Arms(3 * n, n), Arms(round(3 * n * harmed[0]), round(n * harmed[1])))
     return Stratum(
-        "a", "25%", joined=Arms(3 * n, n), abusive=Arms(90, 30), cohort=dict.fromkeys(PER_ACTOR, tally)
+        "a", "25%", joined=Arms(3 * n, n), abusive=Arms(90, 30), cohort=dict.fromkeys(JUDGED, tally)
     )
 
 
@@ -169,7 +169,8 @@ def test_an_actor_is_harmed_once_per_guardrail_however_loud_he_is() -> None:
     assert first.harm[MISSED] == Tally(Arms(1, 1), Arms(0, 1))
     assert second.harm[MISSED] == third.harm[MISSED] == Tally(Arms(0, 0), Arms(0, 0))
     assert [s.entered.challenger for s in (first, second, third)] == [1, 0, 0]
-    assert first.harm[SLOW].units == Arms(1, 3)
+    slow = counted(*(served("loud", hour, "challenger", latency_us=60_000) for hour in (0, 0, 0, 1)))
+    assert [s.harm[SLOW] for s in slow] == [Tally(Arms(0, 1), Arms(0, 1)), Tally()]
     assert first.cohort[MISSED] == Tally(Arms(0, 1), Arms(0, 1))
 
 
@@ -185,6 +186,20 @@ def test_harm_is_what_the_label_says_about_the_action() -> None:
     assert stratum.cohort[MISSED] == Tally(Arms(4, 0), Arms(1, 0))
     assert stratum.cohort[WRONG] == Tally(Arms(4, 0), Arms(1, 0))
     assert stratum.abusive == Arms(2, 0)
+
+
+def test_missed_abuse_is_counted_on_labels_that_did_not_look_where_the_score_pointed() -> None:
+    rows = [
+        served("confident", 0, abuse=True, abuse_unaimed=None),
+        served("audited", 0, abuse=True, abuse_unaimed=True),
+        served("wronged", 0, abuse=False, abuse_unaimed=None, action="block"),
+    ]
+    frame = pl.DataFrame(rows, schema_overrides={"abuse": pl.Boolean, "abuse_unaimed": pl.Boolean})
+    (stratum,) = collect(frame)
+    assert stratum.harm[MISSED].harmed == Arms(1, 0)
+    assert stratum.cohort[MISSED] == Tally(Arms(1, 0), Arms(1, 0))
+    assert stratum.cohort[WRONG] == Tally(Arms(3, 0), Arms(1, 0))
+    assert stratum.abusive == Arms(1, 0)
 
 
 def test_an_actor_who_changes_arm_with_the_ramp_enters_once_and_joins_twice() -> None:
@@ -316,7 +331,7 @@ def test_harm_and_mismatch_roll_back_even_frozen_paused_and_half_blind() -> None
         after = apply(state, step, T0)
         assert (after.champion, after.challenger, after.stage, after.share) == ("m1", None, LIVE, 0.0)
         assert WAITING.candidate in after.blocked
-        assert after.promotion_paused_until == T0 + LIMITS.pause_hours * HOUR
+        assert after.promotion_paused_until == T0 + 9 * HOUR, "a person's pause is not shortened"
         assert ask(after, evidence(waiting=WAITING)).reason == "blocked"
 
 
@@ -446,7 +461,7 @@ strata = st.builds(
     entered=arms,
     joined=arms,
     harm=st.fixed_dictionaries(dict.fromkeys(GUARDRAILS, tallies)),
-    cohort=st.fixed_dictionaries(dict.fromkeys(PER_ACTOR, tallies)),
+    cohort=st.fixed_dictionaries(dict.fromkeys(JUDGED, tallies)),
     abusive=arms,
 )
 anything = st.builds(
@@ -506,7 +521,7 @@ def assert_earned(state: RolloutState, found: Evidence) -> None:
         assert found.shadow.n >= LIMITS.shadow_min_rows
         return
     assert state.stage == "25%"
-    for name in PER_ACTOR:
+    for name in JUDGED:
         difference = risk_difference(found.strata, name, LIMITS)
         assert difference.shown
         assert min(difference.judged) >= LIMITS.min_judged
