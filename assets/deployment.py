@@ -181,9 +181,8 @@ def _not_what_was_judged(env: Environment, candidate: str, model_id: str) -> str
     """Why the verdict is not of what lies in the store; empty where it is."""
     verdict = state.read(env.store, verdict_key(model_id))
     if not verdict.get("passed") or verdict.get("candidate") != candidate:
-        return (
-            f"{candidate} has no passing verdict: {'; '.join(verdict.get('reasons', ['none was written']))}"
-        )
+        told = "; ".join(verdict.get("reasons", ["none was written"]))
+        return f"{candidate} has no passing verdict: {told}"
     if verdict["manifest_sha256"] != _manifest_digest(env.store, model_id):
         return f"the manifest of {model_id} is not the one that was judged: train a new candidate"
     attack = env.store.get_json(f"evaluations/{model_id}/attack.json")

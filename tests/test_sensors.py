@@ -12,6 +12,7 @@ from assets.environment import Environment
 from redqueen import state
 from redqueen.clock import StoreClock
 from redqueen.policy import LabelCounts
+from redqueen.tables import HOUR
 from sensors.asking import ask, cursor_of
 
 NOW = datetime(2026, 1, 3, 14, 30, tzinfo=UTC)
@@ -60,6 +61,27 @@ def test_while_another_lap_is_under_way_the_answer_is_held_and_recorded(env: Env
     assert "other" in str(result.skip_reason)
     (kept,) = state.decisions(env.store)
     assert kept["action"] == "hold"
+
+
+def test_a_lap_that_was_decided_on_in_a_lost_tick_is_requested_again_in_the_next_window(
+    env: Environment,
+) -> None:
+    (lost,) = ask(env, "first_lap", "bootstrap", [], ENOUGH).run_requests or ()
+    StoreClock(env.store).set(NOW + HOUR)  # the tick was lost: nobody launched what it requested
+    again = ask(env, "first_lap", "bootstrap", [], ENOUGH)
+    assert [request.run_key for request in again.run_requests or ()] == [lost.run_key]
+    assert state.lost_lap(env.store, "drift") is None, "another sensor's is not this one's"
+    state.advance_candidate(env.store, str(lost.partition_key), "launched", NOW + HOUR, "it has started")
+    assert not ask(env, "first_lap", "bootstrap", [], ENOUGH).run_requests
+
+
+def test_a_place_that_was_taken_for_a_decision_that_does_not_stand_is_given_back(env: Environment) -> None:
+    assert not ask(env, "first_lap", "bootstrap", [], LabelCounts(3, 3)).run_requests
+    again = ask(env, "first_lap", "bootstrap", [], ENOUGH)  # more labels have come, in the same window
+    assert not again.run_requests
+    assert state.in_flight(env.store, NOW) is None
+    StoreClock(env.store).set(NOW + HOUR)
+    assert ask(env, "first_lap", "bootstrap", [], ENOUGH).run_requests
 
 
 def test_a_cursor_says_why_in_few_words() -> None:

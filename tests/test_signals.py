@@ -53,11 +53,11 @@ def votes(rows: list[dict[str, Any]]) -> pl.DataFrame:
 
 def record(
     hour: int, figures: AdaptationFigures | None, past: list[signals.Watched], champion: str | None = "m1",
-    n_events: int = 100, n_served: int = 100,
+    n_events: int = 100, n_served: int = 100, expected: bool = False,
 ) -> signals.Watched:  # fmt: skip
     return signals.watch(
         T0 + hour * HOUR, champion, figures, None, past,
-        n_events=n_events, n_served=n_served, counts=COUNTS, stage="none",
+        n_events=n_events, n_served=n_served, counts=COUNTS, stage="none", expected=expected,
     )  # fmt: skip
 
 
@@ -139,6 +139,17 @@ def test_with_too_few_answers_monitoring_is_broken_and_not_calm() -> None:
     assert found.health == "broken"
     assert "49 of 100" in found.health_reason
     assert record(0, None, [], champion=None, n_events=100, n_served=0).signals.health == "ok"
+    silent = record(0, None, [], champion=None, n_events=100, n_served=0, expected=True).signals
+    assert silent.health == "broken"
+    assert "0 of 100" in silent.health_reason
+
+
+def test_a_standing_attack_does_not_move_into_the_baseline_when_its_first_windows_are_forgotten() -> None:
+    past: list[signals.Watched] = []
+    for hour in range(60):
+        past.append(record(hour, window(hour, 6 if hour < 8 else 60), past[-20:]))
+    assert past[-1].baselines[OBFUSCATION].mean == pytest.approx(0.03)
+    assert OBFUSCATION in {alarm.figure for alarm in past[-1].signals.alarms}
 
 
 def test_the_first_windows_are_the_baseline_and_later_ones_are_held_to_it() -> None:
@@ -205,6 +216,35 @@ def evading(hour: int, share: float, actors: int = 200) -> tuple[AdaptationFigur
 def test_judged_abuse_that_got_through_is_counted() -> None:
     assert evading(0, 0.25)[1] == 50
     assert evading(0, 0.0)[1] == 0
+
+
+@pytest.mark.parametrize("first", ["held", "unsure"])
+def test_what_was_reported_first_and_held_is_news_when_it_is_judged(first: str) -> None:
+    at = T0 + HOUR
+    rows = predictions(
+        [{"event_id": f"e{i}", "actor_id": f"a{i}", "ts": T0, "action": "allow"} for i in range(40)]
+    )
+    base = {"policy": "spam", "value": "abuse", "source": "report"}
+    early = [
+        {**base, "label_id": f"r{i}", "event_id": f"e{i}", "received_at": T0, "rater_id": f"ring-{i}"}
+        | ({"value": "unsure", "source": "moderator"} if first == "unsure" else {})
+        for i in range(40)
+    ]
+    late = [
+        {
+            **base,
+            "label_id": f"m{i}",
+            "event_id": f"e{i}",
+            "received_at": at + HOUR / 2,
+            "source": "moderator",
+        }
+        for i in range(40)
+    ]
+    held = pl.DataFrame({"label_id": [f"r{i}" for i in range(40)], "weight": [0.0] * 40})
+    weights = held if first == "held" else None
+    found, missed = signals.adaptation_figures(rows, votes([*early, *late]), at, POLICIES, 4.0, weights)
+    assert missed == 40
+    assert found["evasion_rate"].fresh_hits == 40
 
 
 def test_an_attack_that_outlives_a_retrain_does_not_become_the_new_normal() -> None:
