@@ -21,6 +21,7 @@ from dagster import (
 
 from assets.common import OWNERS, RETRY
 from assets.environment import Environment
+from redqueen import erasure
 from redqueen import retention as keeping
 
 FINISHED = [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
@@ -89,6 +90,7 @@ def retention(context: AssetExecutionContext, env: Environment) -> MaterializeRe
     deleted = keeping.apply(env.store, env.settings, plan)
     keys = [key for key in context.instance.all_asset_keys() if key != context.asset_key]
     runs = purge_runs(context.instance, plan_runs(context.instance, env, keys, datetime.now(UTC)))
+    swept = erasure.sweep(env.store, env.settings, env.clock.now())
     context.log.info(f"deleted {sum(deleted.values())} objects and {runs} runs")
     rows = [
         TableRecord(
@@ -106,6 +108,7 @@ def retention(context: AssetExecutionContext, env: Environment) -> MaterializeRe
         metadata={
             "deleted_objects": sum(deleted.values()),
             "deleted_runs": runs,
+            "erased_again": sum(swept.objects.values()),
             "undeclared": ", ".join(plan.undeclared) or "none",
             "by_table": MetadataValue.table(rows),
         }

@@ -30,6 +30,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from redqueen import state
 from redqueen.errors import Conflict, NotFound
 from redqueen.store import ObjectStore, to_json
 from redqueen.tables import HOUR, hour_key, landed_hours, read_keys
@@ -43,6 +44,8 @@ WINDOW = timedelta(days=7)
 same.
 """
 TRIES = 20
+LEFT_FOR = timedelta(hours=6)
+"""A segment that no manifest has named for so long never will be: its writer was killed."""
 MAX_DAYS_NAMED = 1000
 CACHED_BYTES = 64_000_000
 
@@ -344,7 +347,8 @@ def forget(
 ) -> int:
     """Drop what hours before `before` took in, and these ids; give `changed` ids their new content.
 
-    Returns how many entries are gone or changed. Leftovers of killed writers are removed too.
+    Returns how many entries are gone or changed. Leftovers of killed writers are removed once they have been
+    there for `LEFT_FOR`: a segment that no manifest names may be one that a writer is about to name.
     """
     changed = changed or {}
     if not store.exists(_manifest_key(table)):
@@ -372,11 +376,22 @@ def forget(
         else:
             if wanted != segments and not _swap(store, table, segments, wanted, etag):
                 continue
-            for key in there - {s.key for s in wanted}:
+            for key in _left(store, table, there - {s.key for s in wanted} - {s.key for s in segments}):
                 store.delete(key)
                 _cache.pop(key, None)
             return gone + touched
     raise Conflict(_manifest_key(table), f"{TRIES} other writers came first; try again")
+
+
+def _left(store: ObjectStore, table: str, unnamed: set[str]) -> list[str]:
+    """Those of the segments without a name that had none long ago; the others are noted."""
+    now = datetime.now(UTC)
+
+    def note(known: dict[str, Any]) -> dict[str, Any]:
+        return {key: known.get(key, now.isoformat()) for key in sorted(unnamed)}
+
+    noted = state.update(store, f"{PREFIX}/{table}/leftovers.json", note) if unnamed else {}
+    return [key for key, at in noted.items() if now - datetime.fromisoformat(at) >= LEFT_FOR]
 
 
 def _with_contents(rows: pl.DataFrame, changed: Mapping[int, int]) -> pl.DataFrame:

@@ -140,7 +140,14 @@ def _text_frame(
 
 
 def _encodable(value: Any) -> Any:
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    return mended(value) if isinstance(value, str) else value
+
+
+def mended(text: str) -> str:
+    """Text that can be stored: halves of surrogate pairs, which JSON may escape, joined or made U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def stack(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:

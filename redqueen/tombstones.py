@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Tombstones:
     actors: np.ndarray[Any, np.dtype[np.uint64]]
     events: np.ndarray[Any, np.dtype[np.uint64]]
     labels: np.ndarray[Any, np.dtype[np.uint64]]
+    spelt: tuple[re.Pattern[str], ...] = ()
+    """What to look for in texts that follow no format, where the id itself is known."""
 
     def __bool__(self) -> bool:
         return bool(self.actors.size or self.events.size)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from redqueen.errors import InvalidInput
+from redqueen.loose import mended
 
 MAX_EVENTS = 512
 MAX_PROBLEMS = 50
@@ -71,9 +72,8 @@ def _encodable(value: str) -> str:
 
 def _repaired(value: object) -> object:
     # Half a surrogate pair can be sent in JSON but not stored. No message may escape scoring by holding one.
-    if isinstance(value, str) and not value.isascii():
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return value
+    # As ingestion will, or training would read another text than was scored.
+    return mended(value) if isinstance(value, str) else value
 
 
 Instant = Annotated[AwareDatetime, AfterValidator(_in_range)]
@@ -105,6 +105,9 @@ class ScoreEvent(BaseModel):
         None,
         description="When the platform's edge received it, as the events table will say; if not given, `ts`.",
     )
+
+
+MAX_FIELDS = 2 * len(ScoreEvent.model_fields)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,10 @@ def validate(events: list[Any]) -> list[Mapping[str, Any]]:
     valid: list[Mapping[str, Any]] = []
     problems: list[Problem] = []
     for index, event in enumerate(events):
+        if isinstance(event, dict) and len(event) > MAX_FIELDS:
+            # Each unknown one would be told of by itself, and a million of them take seconds.
+            problems.append(Problem(index, "event", f"it has {len(event)} fields, {MAX_FIELDS} are the most"))
+            continue
         try:
             valid.append(ScoreEvent.model_validate(event).__dict__)
         except ValidationError as error:

@@ -95,9 +95,18 @@ class PredictionLog:
             return over or count >= self._max_rows or waited >= self._max_age_s
 
     def crowded(self) -> bool:
-        """Whether so many rows wait that the next caller should flush before going on."""
+        """Whether so many rows wait in memory that they had better wait on disk."""
         with self._lock:
             return sum(map(len, self._buffer.values())) >= 4 * self._max_rows
+
+    def spill(self) -> None:
+        """Move what waits in memory to the spool. Whoever scores may do that: it never asks the store, which
+        may hang.
+        """
+        with self._lock:
+            batches, self._buffer, self._oldest = self._buffer, defaultdict(list), None
+        for hour, rows in sorted(batches.items()):
+            self._spool_part(hour, rows, self._table(rows), _part_name())
 
     def flush(self) -> int:
         """Write everything that waits; returns the rows that reached the store. Never raises for a store."""
@@ -121,7 +130,7 @@ class PredictionLog:
 
     def _write(self, hour: datetime, rows: list[Row]) -> int:
         table = self._table(rows)
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        name = _part_name()
         # While older parts wait on disk the store is known to be down: not asking again keeps a flush short.
         if not self._spooled:
             try:
@@ -174,7 +183,9 @@ class PredictionLog:
 
     def _deliver_spool(self) -> int:
         delivered = 0
-        for path, rows in sorted(self._spooled.items()):
+        with self._lock:
+            waiting = sorted(self._spooled.items())
+        for path, rows in waiting:
             key = path.relative_to(self._spool).as_posix()
             try:
                 self._store.put(key, path.read_bytes())
@@ -195,6 +206,11 @@ class PredictionLog:
             self._failures += 1
             self._retry_at = time.monotonic() + self._max_age_s
         logger.warning("the store did not take predictions (%s); they wait on disk", type(error).__name__)
+
+
+def _part_name() -> str:
+    """A name that no other part has; parts sort by when they were made."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def _fits(row: Row) -> bool:

@@ -256,7 +256,7 @@ class Scorer:
             self._counts["degraded"] += sum(answer.degraded for answer in answers)
             self._counts.update(f"action_{answer.action}" for answer in answers)
         if self.log.crowded():
-            self.log.flush()
+            self.log.spill()
         return answers
 
     def _score(self, events: Sequence[Event]) -> list[Answer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import os
@@ -387,6 +388,48 @@ def test_ids_are_numbers_in_some_files_and_words_elsewhere(tmp_path: Path) -> No
     erase(env, "actor", "77")
     assert env.store.get(f"{hour_key('events', HOUR)}a.jsonl").data == b'\n{"event_id": 2}\n'
     assert env.store.get_json("evaluations/m/evaluation.json")["by"] == {"77": 3}
+
+
+@pytest.mark.parametrize("actor", ["@mallory:matrix.org", "user 17", "zoë", "a<b>&c"])
+def test_ids_with_punctuation_are_found_in_what_follows_no_format(tmp_path: Path, actor: str) -> None:
+    env = Environment(home=str(tmp_path))
+    torn = json.dumps({"actor_id": actor, "text": SECRET})[:-4]
+    other = json.dumps({"actor_id": f"{actor}8", "text": "somebody else's"})[:-4]
+    env.store.put(f"{hour_key('events', HOUR)}a.jsonl", f"{torn}\n{other}\n".encode())
+    env.store.put("reports/window=1.html", f"<td>{html.escape(actor)}</td>".encode())
+    assert erase(env, one=actor).clean
+    left = env.store.get(f"{hour_key('events', HOUR)}a.jsonl").data.decode()
+    assert SECRET not in left
+    assert "somebody else's"[:-4] in left
+    assert env.store.list("reports/") == []
+
+
+def test_an_actor_who_is_called_like_a_word_of_the_loop_takes_nothing_of_it_away(tmp_path: Path) -> None:
+    env = Environment(home=str(tmp_path))
+    kept = {"purged": {"events": "2026-01-01"}, "last": {"at": "2026-01-02", "deleted": {}}}
+    env.store.put_json("state/retention.json", kept)
+    erase(env, one="purged")
+    erase(env, one="last")
+    assert env.store.get_json("state/retention.json") == kept
+
+
+def test_what_was_held_in_memory_and_written_after_the_erasure_goes_the_next_day(tmp_path: Path) -> None:
+    env = Environment(home=str(tmp_path))
+    row = messages(HOUR, 0)[3]
+    env.store.put(f"{hour_key('events', HOUR)}a.parquet", to_parquet(frame(row).to_arrow()))
+    assert erase(env).clean
+    late = pl.DataFrame({"event_id": [row["event_id"]], "family": ["leet"], "text": [row["text"]]})
+    env.store.put("hard_examples/v=lap/part.parquet", to_parquet(late.to_arrow()))
+    log = PredictionLog(env.store, Path(env.settings.home) / "spool")
+    log.append([prediction(row)], HOUR)
+    log.flush()
+    assert found_in(tmp_path, ACTOR, SECRET)
+    swept = erasure.sweep(env.store, env.settings, NOW + timedelta(days=1))
+    assert sum(swept.objects.values()) == 2
+    assert not found_in(tmp_path, ACTOR, SECRET)
+    assert not erasure.sweep(env.store, env.settings, NOW + timedelta(days=1)).objects
+    env.store.put("hard_examples/v=lap/part.parquet", to_parquet(late.to_arrow()))
+    assert not erasure.sweep(env.store, env.settings, NOW + timedelta(days=30)).objects, "long ago"
 
 
 def test_nothing_is_erased_by_an_empty_id(tmp_path: Path) -> None:

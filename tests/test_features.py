@@ -248,7 +248,7 @@ def test_the_declaration_is_complete() -> None:
         (f.family for f in FEATURES), key="text behaviour graph".find
     )
     assert {feature.cost for feature in FEATURES} == {"free", "window", "snapshot"}
-    assert FEATURES_VERSION.startswith("2-")
+    assert FEATURES_VERSION.startswith("3-")
     assert timedelta(hours=27) == LOOKBACK
 
 
@@ -314,3 +314,14 @@ def test_a_range_of_hours_in_one_run_is_what_the_hours_are_one_by_one(
     events = read_hours(env.store, "ingested/events", hours[0], hours[-1] + timedelta(hours=1))
     assert tables[0].equals(tables[1])
     assert tables[0].equals(stamped(featurise(events)))
+
+
+@pytest.mark.parametrize("text", ["ab-" * 60_000 + " x.y", "-" * 150_000 + ".a", "a." * 90_000])
+def test_no_message_holds_the_others_up(text: str) -> None:
+    # Some milliseconds; with time that grows with the square of the length it would be minutes.
+    assert prepare(event(1, 0, text=text)).chars == len(text)
+
+
+def test_a_message_that_names_thousands_of_hosts_is_counted_as_one_with_many() -> None:
+    row = prepare(event(1, 0, text=" ".join(f"host{i}.com" for i in range(9_000))))
+    assert len(row.hosts) == 64

@@ -401,6 +401,32 @@ class Counting(DirectoryStore):
         return super().list(prefix)
 
 
+def test_a_segment_that_a_writer_is_about_to_name_is_no_leftover(
+    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(store, "events", HOUR, event(0))
+    swap = ledger._swap
+
+    def meanwhile(*given: Any) -> bool:
+        monkeypatch.setattr(ledger, "_swap", swap)
+        ledger.forget(store, "events", before=HOUR - timedelta(days=9))
+        ledger._cache.clear()
+        return swap(*given)
+
+    monkeypatch.setattr(ledger, "_swap", meanwhile)
+    for hours in (1, 2):
+        take(store, "events", later(hours), event(hours, ts=later(hours), received_at=later(hours)))
+    assert ledger.entries(store, "events").height == 3
+    # What nobody names stays for a while and then goes.
+    store.put("index/events/1-1-dead.parquet", b"left by a killed writer")
+    ledger.forget(store, "events", before=HOUR - timedelta(days=9))
+    assert store.exists("index/events/1-1-dead.parquet")
+    monkeypatch.setattr(ledger, "LEFT_FOR", timedelta(0))
+    ledger.forget(store, "events", before=HOUR - timedelta(days=9))
+    assert not store.exists("index/events/1-1-dead.parquet")
+    assert ledger.entries(store, "events").height == 3
+
+
 def test_days_that_are_over_become_one_segment_and_nothing_is_listed(tmp_path: Path) -> None:
     store = Counting(tmp_path)
     take(store, "events", HOUR, event(0))

@@ -150,6 +150,13 @@ def test_any_json_is_read_or_refused_in_words(value: object) -> None:
     assert refusal.value.problems
 
 
+def test_a_million_unknown_fields_are_one_problem() -> None:
+    with pytest.raises(InvalidEvents) as refusal:
+        parse(encoded(event(0) | {f"field{i}": i for i in range(50_000)}))
+    assert len(refusal.value.problems) == 1
+    assert "50" in refusal.value.problems[0].message
+
+
 def test_half_a_surrogate_pair_does_not_escape_scoring(platform: Platform) -> None:
     platform.live(stage="100%", champion="m-old")
     body = encoded(event(0, "spam \ud83d"))

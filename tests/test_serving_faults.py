@@ -379,6 +379,27 @@ def test_a_store_that_is_down_costs_no_prediction_and_none_comes_twice(tmp_path:
     assert not list((tmp_path / "spool").rglob("*.parquet"))
 
 
+def test_a_store_that_hangs_does_not_stop_whoever_scores(tmp_path: Path) -> None:
+    class Hanging(DirectoryStore):
+        hangs = True
+
+        def put(self, key: str, data: bytes) -> str:
+            assert not self.hangs, "whoever scores asked the store"
+            return super().put(key, data)
+
+    store = Hanging(tmp_path / "s")
+    log = PredictionLog(store, tmp_path / "spool", max_rows=2)
+    with log._writing:  # a flush that hangs holds this
+        log.append([row(n) for n in range(8)], NOON)
+        assert log.crowded()
+        log.spill()
+        assert not log.crowded()
+    assert (log.state().buffered, log.state().spooled) == (0, 8)
+    store.hangs = False
+    assert log.flush() == 8
+    assert stored(store) == [f"e{n}" for n in range(8)]
+
+
 def test_when_store_and_disk_are_full_memory_keeps_the_newest_and_counts_the_rest(tmp_path: Path) -> None:
     store = Flaky(tmp_path / "s")
     store.down = True
