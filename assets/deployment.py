@@ -202,9 +202,9 @@ def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, n
     rows = signals.once(read_hours(env.store, "predictions", start, end))
     if rows.is_empty():
         return Evidence(approval=approval, holds=holds)
-    newest = rows["ts"].max()
-    assert isinstance(newest, datetime)
-    age = (now - newest).total_seconds() / 3600
+    # A message that says it is of tomorrow must not pass for a sign of life until then.
+    newest = rows.filter(pl.col("ts") <= now)["ts"].max()
+    age = (now - newest).total_seconds() / 3600 if isinstance(newest, datetime) else None
     if seen.stage == rollout.SHADOW:
         # Of this candidate alone: another one may have been in shadow in the same hour.
         own = (pl.col("arm") != "shadow") | (pl.col("model_id") == seen.challenger)

@@ -72,11 +72,19 @@ def test_emoji_keep_their_meaning() -> None:
         "f\r\nr\r\ne\r\ne nitro",
         "fr€e ₦itro",
         "f~ree n*itro",
+        "f;r;e;e n:i:t:r:o",
+        "f#r#e#e n?i?t?r?o",
+        "f!r!e!e n>i>t>r>o",
+        "f\u2027r\u2027e\u2027e n\u2219i\u2219t\u2219r\u2219o",
     ],
 )
 def test_obscured_words_are_read_as_a_person_reads_them(obscured: str) -> None:
     assert canonicalise(obscured) == "free nitro"
     assert obscured.isupper() or obfuscation(obscured) > 0.1
+
+
+def test_letters_in_brackets_are_a_word() -> None:
+    assert canonicalise("(f)(r)(e)(e) [n][i][t][r][o]") == "(free) [nitro]"
 
 
 def test_obfuscation_grows_with_what_was_changed() -> None:

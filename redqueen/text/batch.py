@@ -331,8 +331,8 @@ def _classes() -> NDArray[np.uint8]:
     table = np.zeros(129, dtype=np.uint8)
     for flag, members in (
         (_LETTER, "abcdefghijklmnopqrstuvwxyz\x80"), (_LEET, "013457@$!|"), (_MARK, "*~^`"),
-        (_CLOAK, "[({<%\\:"), (_PARTING, " \n\r.-_*~/\\,+|'\"^="), (_DIGIT, "0123456789"), (_FULL_STOP, "."),
-        (_BLANK, "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "),
+        (_CLOAK, "[({<%\\:"), (_PARTING, " \n\r.-_*~/\\,+|'\"^=;:?!#&<>()[]{}"), (_DIGIT, "0123456789"),
+        (_FULL_STOP, "."), (_BLANK, "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f "),
     ):  # fmt: skip
         for member in members:
             table[ord(member)] |= flag

@@ -63,6 +63,7 @@ _PUNCTUATION = {
     **dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033"), '"'),
     **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63"), "-"),
     0x2044: "/", 0x2215: "/", 0x2024: ".", 0x2236: ":", 0xA789: ":", 0x2800: " ",
+    0x2027: "\u00b7", 0x2219: "\u00b7", 0x22C5: "\u00b7",
 }  # fmt: skip
 _IDEOGRAPHIC_DOT = re.compile("(?<=[A-Za-z0-9])\u3002(?=[A-Za-z0-9])")
 _ASCII = frozenset(map(chr, range(128)))

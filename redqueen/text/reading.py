@@ -137,7 +137,7 @@ def _table(classes: dict[str, str]) -> bytes:
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _SHAPE = _table({"a": _LETTERS, "0": "013457@$!|", "*": "*~^`", "_": "_", ".": ".", "(": "[({<%\\:"})
-_PARTED = _table({"a": _LETTERS, "0": "0123456789", ".": "@$!`:;?<>()[]{}%&#"})
+_PARTED = _table({"a": _LETTERS, "0": "0123456789", ".": "@$`%"})
 _CONTINUATION = bytes(range(0x80, 0xC0))
 _INNER = re.compile(r"a\*{1,3}a")
 _FOUR = re.compile("(?<![a0])a a a a")

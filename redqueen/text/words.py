@@ -15,7 +15,7 @@ _LETTER = re.compile(f"[{_L}]")
 
 # --- separators ---------------------------------------------------------------------------------------------
 
-_SEPARATOR = r".\-_*~/\\,+|'\"^=\u00b7\u2022"
+_SEPARATOR = r".\-_*~/\\,+|'\"^=;:?!#&<>()\[\]{}\u00b7\u2022"
 # One and the same separator between four letters or more (three where it is a mark that no abbreviation
 # uses), or any mixture of separators that are not blanks.
 _SPELT_OUT = re.compile(
