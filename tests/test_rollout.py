@@ -202,6 +202,44 @@ def test_missed_abuse_is_counted_on_labels_that_did_not_look_where_the_score_poi
     assert stratum.abusive == Arms(1, 0)
 
 
+def aimed(seed: int, missed: tuple[float, float], seen: tuple[float, float], unaimed: bool) -> Step:
+    """The step after eight hours at 25%; by arm: the share of abuse that is missed, and the share of that which
+    is seen by those who look where the arm's scores point. Besides, 12% of everything is audited, and what was
+    caught is always judged.
+    """
+    rng = np.random.default_rng(seed)
+    n = 3_200
+    arm, bad, audited = (rng.random(n) < 0.25).astype(int), rng.random(n) < 0.1, rng.random(n) < 0.12
+    through = rng.random(n) < np.where(bad, np.array(missed)[arm], 1.0)
+    known = audited | (bad & ~through) | (bad & (rng.random(n) < np.array(seen)[arm]))
+    by_audit = np.where(audited, bad, None)
+    frame = pl.DataFrame(
+        {
+            "actor_id": [f"a{i}" for i in range(n)],
+            "ts": [T0 + (i * 8 // n) * HOUR for i in range(n)],
+            "arm": np.where(arm == 1, "challenger", "champion"),
+            "stage": ["25%"] * n, "latency_us": [900] * n, "degraded": [False] * n,
+            "action": np.where(through, "allow", "limit"),
+            "abuse": pl.Series(np.where(known, bad, None).tolist(), dtype=pl.Boolean),
+            **({"abuse_unaimed": pl.Series(by_audit.tolist(), dtype=pl.Boolean)} if unaimed else {}),
+        }
+    )  # fmt: skip
+    return ask(at("25%"), evidence(*collect(frame)), hours=8)
+
+
+def test_where_people_look_neither_hides_harm_nor_makes_it() -> None:
+    promoted, rolled_back = {}, {}
+    for unaimed in (False, True):
+        worse = [aimed(seed, (0.15, 0.45), (1.0, 0.0), unaimed).action for seed in range(20)]
+        alike = [aimed(seed, (0.3, 0.3), (0.0, 1.0), unaimed).action for seed in range(20)]
+        promoted[unaimed], rolled_back[unaimed] = worse.count("promote"), alike.count("rollback")
+    # On all labels the worse one goes live, and the one that is no worse is rolled back.
+    assert promoted[False] > 15
+    assert rolled_back[False] > 15
+    assert promoted[True] <= 4
+    assert rolled_back[True] == 0
+
+
 def test_an_actor_who_changes_arm_with_the_ramp_enters_once_and_joins_twice() -> None:
     one, two = counted(served("a", 0, stage="1%"), served("a", 1, "challenger", stage="5%"))
     assert (one.entered, one.joined) == (Arms(1, 0), Arms(1, 0))
