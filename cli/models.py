@@ -94,6 +94,8 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         settings, store = open_home()
         folder = source or settings.home / "cache" / model
         trust = trust_of(settings)
+        if source is None and not folder.is_dir():
+            raise InvalidInput(f"this home's cache holds no copy of {model}: name one with --from")
         if (found := bundle.verify(folder, trust).model_id) != model:
             raise InvalidInput(f"{folder} holds {found}, not {model}")
         bundle.publish(store, folder, trust)

@@ -51,7 +51,8 @@ def run_failed(context: RunFailureSensorContext, env: Environment) -> None:
     description="Alerts when a live model has gone unmeasured for too long. Silence is unknown, never calm.",
 )
 def watch_the_watchers(context: SensorEvaluationContext, env: Environment) -> SkipReason:
-    """Alert once an hour while signals are stale."""
+    """Alert once an hour while signals are stale; send again what no webhook took."""
+    alerts.redeliver(env.store, env.settings, env.clock.now())
     live = state.rollout_state(env.store)
     if live.champion is None:
         return SkipReason("no model is live, so there is nothing to measure")

@@ -157,7 +157,8 @@ class Scorer:
             try:
                 state, etag = self._rollout_state()
             except Exception as error:
-                self._note("rollout state", f"it could not be read ({_kind(error)}); the last one stays")
+                why = str(error) if isinstance(error, RedQueenError) else _kind(error)
+                self._note("rollout state", f"it could not be read ({why}); the last one stays")
                 return False
             self._clear("rollout state")
             seen = self._live

@@ -71,6 +71,44 @@ def test_a_webhook_that_is_down_loses_nothing(store: DirectoryStore, url: str) -
     assert alerts.latest(store)[0]["delivered"] is False
 
 
+def test_what_a_webhook_did_not_take_is_sent_again_while_it_is_news(
+    store: DirectoryStore, webhook: Webhook
+) -> None:
+    settings, hour = Settings(alert_webhook=webhook.url), timedelta(hours=1)
+    webhook.status = 503
+    for n in range(3):
+        assert alerts.send(store, settings, f"run-{n}", f"run {n} failed", NOW + 20 * n * hour)
+    webhook.got.clear()
+    assert alerts.redeliver(store, settings, NOW + 41 * hour) == 0
+    assert [sent["cause"] for sent in webhook.got] == ["run-1"], "the first is old, the third waits its turn"
+    webhook.status = 200
+    assert alerts.redeliver(store, settings, NOW + 41 * hour) == 2
+    assert [sent["cause"] for sent in webhook.got] == ["run-1", "run-1", "run-2"]
+    assert alerts.redeliver(store, settings, NOW + 41 * hour) == 0
+    assert {a["cause"]: a["delivered"] for a in alerts.latest(store)} == {
+        "run-0": False, "run-1": True, "run-2": True,
+    }  # fmt: skip
+
+
+def test_an_alert_whose_process_died_before_the_webhook_is_sent_by_the_next(
+    store: DirectoryStore, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_: object) -> bool:
+        raise Killed
+
+    settings = Settings(alert_webhook=webhook.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(alerts, "_post", die)
+        with pytest.raises(Killed):
+            alerts.send(store, settings, "stale", "monitoring is stale", NOW)
+    assert not alerts.send(store, settings, "stale", "monitoring is stale", NOW)
+    assert alerts.redeliver(store, settings, NOW) == 1
+    assert [sent["cause"] for sent in webhook.got] == ["stale"]
+
+
 def test_a_webhook_that_refuses_is_not_called_delivered(store: DirectoryStore, webhook: Webhook) -> None:
     webhook.status = 503
     assert alerts.send(store, Settings(alert_webhook=webhook.url), "stale", "monitoring is stale", NOW)

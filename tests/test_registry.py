@@ -217,7 +217,7 @@ def test_a_damaged_copy_is_mended_from_a_whole_one(tmp_path: Path, monkeypatch: 
     run = CliRunner().invoke
     wrong = run(app, ["models", "repair", good, "--from", str(tmp_path / "b")])
     assert f"holds {other}, not {good}" in str(wrong.exception)
-    assert "is refused" in str(run(app, ["models", "repair", other]).exception)
+    assert "holds no copy" in str(run(app, ["models", "repair", other]).exception)
     assert "is whole in the store" in run(app, ["models", "repair", good]).stdout
     assert bundle.problem(store, good, TRUST) == ""
 

@@ -203,9 +203,9 @@ def test_missed_abuse_is_counted_on_labels_that_did_not_look_where_the_score_poi
 
 
 def aimed(seed: int, missed: tuple[float, float], seen: tuple[float, float], unaimed: bool) -> Step:
-    """The step after eight hours at 25%; by arm: the share of abuse that is missed, and the share of that which
-    is seen by those who look where the arm's scores point. Besides, 12% of everything is audited, and what was
-    caught is always judged.
+    """The step after eight hours at 25%. By arm: the share of abuse that is missed, and the share of that
+    which is seen by those who look where the arm's scores point. Besides, 12% of everything is audited, and
+    what was caught is always judged.
     """
     rng = np.random.default_rng(seed)
     n = 3_200
