@@ -166,7 +166,9 @@ def test_cloaked_links_still_lead_to_the_same_host() -> None:
         cloak.mutate("go to https://discord-gift.ru/x now", 1.0, random.Random(seed)) for seed in range(60)
     }
     assert len(seen) >= 8
-    assert {tuple(domains(text)) for text in seen} == {("discord-gift.ru",)}
+    # A redirector is a host of its own; where it leads stands last.
+    assert {domains(text)[-1] for text in seen} == {"discord-gift.ru"}
+    assert {host for text in seen for host in domains(text)} == {"google.com", "discord-gift.ru"}
 
 
 def test_search_beats_blind_rewriting_at_the_same_strength(
