@@ -199,8 +199,9 @@ def not_learnt_by(
     group: Rows,
     abusive: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.bool_]:
-    """bool [n]: the messages of a training set that an earlier model cannot have learnt from: of groups that
-    it held, or newer than it and of no group that it knew.
+    """bool [n]: the messages of a training set that an earlier model has not learnt from: of groups that it
+    held, or newer than it and of no group that it knew. Where a later message joined two groups, which have
+    one name then, it may have known the other one.
 
     Args:
         training: what the earlier model's metrics tell of its training. Where that is not enough, it may have
