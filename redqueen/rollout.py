@@ -15,7 +15,7 @@ The tests, and why these:
 
 Actors are counted once per guardrail over the rollout, never per message: requests of one sender are no
 independent evidence, and one who floods the canary must not have it rolled back. Missed abuse is counted on
-labels alone that came to be whatever the model's score was (`aimed`): people look longer where a score is
+labels alone that came to be whatever the model's score was: people look longer where a score is
 near its threshold, so a model that misses abuse with confidence would hide it, and one that hesitates would
 be blamed. Nothing advances for lack of evidence.
 """
