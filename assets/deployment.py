@@ -29,10 +29,6 @@ from redqueen.rollout import Candidate, Evidence, RolloutState, Step
 from redqueen.store import ObjectStore
 from redqueen.tables import HOUR, read_hours
 
-AIMED = ("moderator", "appeal")
-"""Sources that look where a score pointed, or where it led to an action: review requests near a threshold,
-and the appeals of those who were acted on."""
-
 
 def verdict_key(model_id: str) -> str:
     """Where the verdict on a model is kept."""
@@ -220,9 +216,7 @@ def _evidence(env: Environment, seen: RolloutState, waiting: Candidate | None, n
         gold = labels.gold(among, now, policies, maturity_hours=maturity, weights=weights)
         return adaptation.join_labels(rows, gold)
 
-    joined = judged(votes).with_columns(
-        abuse_unaimed=judged(votes.filter(~pl.col("source").is_in(AIMED)))["abuse"]
-    )
+    joined = judged(votes).with_columns(abuse_unaimed=judged(labels.unaimed(votes))["abuse"])
     since = seen.ramp_since or seen.stage_since
     strata = rollout.collect(
         joined.filter(pl.col("ts") >= since), latency_objective_ms=env.settings.latency_objective_ms

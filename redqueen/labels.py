@@ -86,6 +86,10 @@ of the votes that others could judge, with what their verdict contradicts.
 COUNTED = ("seen", "agreed", "contradicted")
 """How a vote was counted, see `aggregation.Outcome`."""
 
+AIMED = ("moderator", "appeal")
+"""Sources that look where a score pointed, or where it led to an action: review requests near a threshold,
+and the appeals of those who were acted on."""
+
 WHOSE = ["event_id", "policy", "source", "rater_id"]
 SUMS = list(RECORD_SCHEMA)[3:]
 _RATER = ["policy", "source", "rater_id"]
@@ -124,6 +128,11 @@ def gold(
         return pl.DataFrame(schema=GOLD_SCHEMA)
     votes = elect(guarded(spread(known(labels, as_of), policies, how), weights))
     return ripe(judge(votes, how).items, as_of, maturity_hours, events)
+
+
+def unaimed(labels: pl.DataFrame) -> pl.DataFrame:
+    """The labels that came to be whatever a model's score was; an hour without any may have no columns."""
+    return labels if labels.is_empty() else labels.filter(~pl.col("source").is_in(AIMED))
 
 
 def known(labels: pl.DataFrame, as_of: datetime) -> pl.DataFrame:

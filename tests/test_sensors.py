@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from assets.deployment import _evidence
 from assets.environment import Environment
 from redqueen import state
 from redqueen.clock import StoreClock
 from redqueen.policy import LabelCounts
-from redqueen.tables import HOUR
+from redqueen.rollout import MISSED, Arms, RolloutState, Tally
+from redqueen.tables import HOUR, write_part
 from sensors.asking import ask, cursor_of
+from tests.test_signals import predictions, votes
 
 NOW = datetime(2026, 1, 3, 14, 30, tzinfo=UTC)
 ENOUGH = LabelCounts(5000, 5000)
@@ -88,3 +91,37 @@ def test_a_cursor_says_why_in_few_words() -> None:
     cursor = json.loads(cursor_of(NOW, "x" * 900))
     assert cursor["window"] == "2026-01-03T14"
     assert len(cursor["why"]) == 180
+
+
+# -- the evidence of a ramp ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sources", "missed"), [((), 0), (("moderator",), 0), (("audit",), 1), (("audit", "moderator"), 1)]
+)
+def test_a_canary_is_judged_with_few_labels_or_none(
+    env: Environment, sources: tuple[str, ...], missed: int
+) -> None:
+    start = NOW.replace(minute=0) - HOUR
+    rows = [
+        {"event_id": f"e{i}", "actor_id": f"a{i}", "ts": start, "stage": "25%", "arm": arm}
+        for i, arm in enumerate(("champion", "challenger"))
+    ]
+    write_part(env.store, "predictions", start, predictions(rows))
+    if sources:
+        said = {
+            "event_id": "e1",
+            "policy": "spam",
+            "value": "abuse",
+            "received_at": start,
+            "labeled_at": start,
+        }
+        told = votes(
+            [{**said, "label_id": source, "source": source, "rater_id": source} for source in sources]
+        )
+        write_part(env.store, "ingested/labels", start, told)
+    seen = RolloutState(
+        "m1", "one", "m2", "two", stage="25%", share=0.25, stage_since=start, ramp_since=start
+    )
+    (stratum,) = _evidence(env, seen, None, NOW).strata
+    assert stratum.harm[MISSED] == Tally(Arms(1, 1), Arms(0, missed))
