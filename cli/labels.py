@@ -57,6 +57,12 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         for reason, count in alone["reason"].value_counts().sort("reason").iter_rows():
             out.print(f"{count} reports weigh less than a vote: {reason}")
 
+    def say(word: Callable[..., releases.Word], target: str, reason: str, owner: str | None) -> None:
+        settings, store = open_home()
+        now = open_clock(settings, store).now()
+        said = word(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
+        out.print(f"{escape(target)} {escape(said.sentence())}")
+
     @app.command()
     def release(
         target: Annotated[str, typer.Argument(help="A group, as `held` lists it, or a label's id.")],
@@ -64,10 +70,7 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         owner: Owner = None,
     ) -> None:
         """Let a group's votes, or one label, count again from now on."""
-        settings, store = open_home()
-        now = open_clock(settings, store).now()
-        word = poisoning.release(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
-        out.print(f"{escape(target)} {escape(word.sentence())}")
+        say(poisoning.release, target, reason, owner)
         out.print(f"`redqueen labels hold-again {escape(target)}` takes it back.")
 
     @app.command("hold-again")
@@ -77,9 +80,6 @@ def mount(parent: typer.Typer, open_home: OpenHome) -> None:
         owner: Owner = None,
     ) -> None:
         """Take a release back from now on."""
-        settings, store = open_home()
-        now = open_clock(settings, store).now()
-        word = releases.hold_again(store, target, by=owner or getpass.getuser(), reason=reason, now=now)
-        out.print(f"{escape(target)} {escape(word.sentence())}")
+        say(releases.hold_again, target, reason, owner)
 
     parent.add_typer(app, name="labels")

@@ -214,8 +214,18 @@ def not_learnt_by(
     _, inverse = np.unique(group, return_inverse=True)
     has_abuse = np.bincount(inverse, abusive)[inverse] > 0
     held = _uniform(group, int(seed)) < np.where(has_abuse, rates[1], rates[0])
-    new = sent_at > (datetime.fromisoformat(until) - EPOCH) // timedelta(microseconds=1)
-    return np.asarray(held | (new & ~np.isin(group, group[~new])))
+    return np.asarray(held | unheard_of(sent_at, group, micros(until)))
+
+
+def unheard_of(sent_at: Rows, group: Rows, until: int) -> npt.NDArray[np.bool_]:
+    """bool [n]: the messages newer than `until`, in microseconds, of groups in which nothing is older."""
+    new = sent_at > until
+    return np.asarray(new & ~np.isin(group, group[~new]))
+
+
+def micros(instant: str) -> int:
+    """An ISO instant in microseconds since the epoch."""
+    return (datetime.fromisoformat(instant) - EPOCH) // timedelta(microseconds=1)
 
 
 def forward(data: Dataset, older: Rows) -> list[tuple[Rows, Rows]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from models import bundle, encoder
 from models.bundle import Manifest
-from models.dataset import EPOCH, Dataset, Rows, Split
+from models.dataset import Dataset, Rows, Split, micros, unheard_of
 from models.detector import Detector
 from models.encoding import config_of
 from models.train import TrainingSpec
@@ -62,7 +61,7 @@ class Champion:
         manifest, files = bundle.read(folder)
         training = json.loads(files[bundle.METRICS]).get("training", {})
         until = training.get("until")
-        at = None if until is None else (datetime.fromisoformat(until) - EPOCH) // timedelta(microseconds=1)
+        at = None if until is None else micros(until)
         rates = tuple(map(float, training.get("held_rates", ())))
         return Champion(folder, manifest, files, at, training.get("seed"), rates)
 
@@ -96,7 +95,7 @@ def start(spec: TrainingSpec, champion: Champion | None, data: Dataset, parts: S
     if champion.until is None or not champion.knows_no_held(spec, parts):
         why = "from nothing: the champion may have learnt from messages that are held out here"
         return replace(cold, why=why), parts
-    judged = unseen(data, parts.judged, champion.until)
+    judged = parts.judged[unheard_of(data.sent_at, data.group, champion.until)[parts.judged]]
     abusive = int(data.abusive[judged].sum())
     if abusive < LEAST_ABUSIVE or len(judged) - abusive < LEAST_BENIGN:
         few = f"{abusive} abusive and {len(judged) - abusive} benign"
@@ -110,12 +109,6 @@ def start(spec: TrainingSpec, champion: Champion | None, data: Dataset, parts: S
     older = np.concatenate([parts.older, parts.newest[~new]])
     moved = replace(parts, older=older, newest=parts.newest[new], judged=judged)
     return Start(f"from {taken}", weights), moved
-
-
-def unseen(data: Dataset, rows: Rows, until: int) -> Rows:
-    """Those of `rows` that are newer than `until` and share no near-duplicate group with anything older."""
-    known = data.group[data.sent_at <= until]
-    return rows[(data.sent_at[rows] > until) & ~np.isin(data.group[rows], known)]
 
 
 def inherited(spec: TrainingSpec, champion: Champion) -> tuple[dict[str, Tensor], int]:

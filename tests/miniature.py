@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from models.detector import Lacking
 from redqueen.features import FEATURES
 from redqueen.rollout import RolloutState
 from redqueen.settings import Settings
@@ -41,6 +42,7 @@ class Keyword:
     broken: str | None = None
     refused: Exception | None = None
     seen: list[tuple[int, bool]] = field(default_factory=list)
+    lacking: Lacking = field(default_factory=Lacking)
 
     def score(self, texts: Sequence[str], features: Any = None) -> np.ndarray:
         self.seen.append((len(texts), features is not None))

@@ -13,7 +13,6 @@ import polars as pl
 import pytest
 
 from models import baseline, bundle, fusion, trees
-from models.detector import Lacking
 from models.signing import signer_of, trust_of
 from redqueen.errors import BundleError
 from redqueen.features import FEATURES, FEATURES_VERSION, NAMES
@@ -111,8 +110,7 @@ def test_a_damaged_rollout_state_leaves_the_last_one_in_force(platform: Platform
 
 def test_a_feature_that_is_no_longer_there_is_told_of(platform: Platform) -> None:
     platform.live(stage="100%", champion="m-old")
-    lacking = Lacking()
-    platform.models["m-old"].lacking = lacking  # type: ignore[attr-defined]
+    lacking = platform.models["m-old"].lacking
     lacking.note(1_000, 10, {"graph_trust": 10})
     assert not platform.client.state()["degraded"], "a trifle wakes nobody"
     lacking.note(1_000, 300, {"graph_trust": 300, "graph_lockstep": 0})

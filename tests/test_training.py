@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models import bundle
-from models.dataset import Dataset
+from models.dataset import unheard_of
 from models.detector import Detector
 from models.tokens import View
 from models.train import FAILURE, TrainingSpec, train
@@ -368,30 +368,13 @@ def test_the_graphics_card_ends_with_the_same_model_twice(tmp_path: Path) -> Non
 def test_whoever_is_judged_after_a_warm_start_was_never_learnt_from(
     sent_at: np.ndarray, seed: int, until: int
 ) -> None:
-    from models.warm import unseen
-
     group = np.random.default_rng(seed).integers(0, 12, len(sent_at))
-    data = replace(_EMPTY, sent_at=sent_at, group=group)
-    judged = unseen(data, np.arange(len(sent_at)), until)
+    judged = np.flatnonzero(unheard_of(sent_at, group, until))
     learnt = np.flatnonzero(sent_at <= until)
     assert not set(judged) & set(learnt)
     assert not set(group[judged]) & set(group[learnt])
     left_out = set(range(len(sent_at))) - set(judged) - set(learnt)
     assert {group[i] for i in left_out} <= set(group[learnt])
-
-
-_EMPTY = Dataset(
-    event_ids=[],
-    sent_at=np.zeros(0, np.int64),
-    texts=[],
-    views=[],
-    targets=np.zeros((0, 1), np.float32),
-    weight=np.zeros(0, np.float32),
-    stands_for=np.zeros(0),
-    group=np.zeros(0, np.int64),
-    synthetic=np.zeros(0, np.bool_),
-    features=None,
-)
 
 
 def heir(folder: Path, **changes: object) -> TrainingSpec:
