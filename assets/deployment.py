@@ -162,7 +162,8 @@ def _verified(env: Environment, candidate: str, seen: RolloutState) -> Candidate
     model_id = record["model_id"]
     try:
         broken = _not_what_was_judged(env, candidate, model_id)
-        fetch(env.store, model_id, env.settings.home / "cache", trust_of(env.settings))
+        if not broken:
+            fetch(env.store, model_id, env.settings.home / "cache", trust_of(env.settings))
     except (BundleError, NotFound) as error:
         broken = f"the bundle {model_id} does not verify: {error}"
     if broken and record["status"] == "waiting":

@@ -42,6 +42,17 @@ def test_quantile_bins_hold_the_reference_evenly_with_small_overflow_bins(refere
     assert np.allclose(share[2:-3], 0.1, atol=0.002)
 
 
+@pytest.mark.parametrize("rows", [3_000, 20_000])
+def test_a_few_rows_without_values_do_not_move_every_column(rows: int) -> None:
+    before = fit_reference(traffic(rows, 0), ["score", "age"])
+    codes = before.codes(traffic(4_000, 5))
+    for name in ("score", "age"):
+        counts = np.bincount(codes[name].to_numpy(), minlength=len(before.expected[name])).astype(float)
+        counts[-1] = 0.011 * counts.sum()  # the last code is null
+        assert psi(counts, before.expected[name]) < 0.2
+        assert min(count for count in before.expected[name][1:-2]) > 10 / rows, "no bin of a single row"
+
+
 def test_codes_keep_rows_and_give_null_nan_and_infinity_their_own_place(reference: Reference) -> None:
     frame = pl.DataFrame(
         {

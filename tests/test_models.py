@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -109,6 +110,19 @@ def test_a_feature_that_was_never_missing_and_now_is_makes_no_abuse_of_the_benig
     # Nothing to read, and behaviour in part: what the text parts know of such messages.
     silent = np.full((1, 2), np.nan)
     np.testing.assert_allclose(detector.score([""], silent), detector.score_texts([""]), atol=1e-6)
+
+
+def test_what_trees_make_of_a_feature_that_never_was_missing_is_arbitrary() -> None:
+    """Why they are not asked then: many of the benign would be abuse."""
+    rng, shift = np.random.default_rng(0), np.linspace(0, 1.6, 12)
+    bad, tested = rng.random(8_000) < 0.1, rng.random(8_000) < 0.1
+    learnt, later = (rng.normal(size=(8_000, 12)) + b[:, None] * shift for b in (bad, tested))
+    fitted = trees.fit(learnt.astype(np.float32), bad[:, None].astype(np.float32), np.ones(8_000, np.float32))
+    asked = replace(fitted, demanded=())
+    cut = np.quantile(asked.logits(later.astype(np.float32))[~tested], 0.97)
+    later[:, 11] = np.nan
+    assert (asked.logits(later.astype(np.float32))[~tested] > cut).mean() > 0.2
+    assert np.isnan(fitted.logits(later.astype(np.float32))).all()
 
 
 @pytest.mark.parametrize("missing", [trees.LEAST_MISSING - 1, trees.LEAST_MISSING])
