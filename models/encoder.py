@@ -24,6 +24,7 @@ import transformers
 from torch import Tensor, nn
 
 from models.perturb import disturbed
+from models.rows import RowAdam
 from models.tokens import (
     GRAM_BITS,
     KINDS,
@@ -260,9 +261,17 @@ class Trainer:
         self.epochs, self.rehearsals, self.seed = [*rehearsal, *refresh], len(rehearsal), seed
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = build(config, examples.targets.shape[1]).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), config.peak_rate, weight_decay=config.weight_decay, fused=True
-        )
+        tables = _wide_tables(self.model)
+        self.tables = [table.weight for table in tables]
+        for table in tables:
+            table.sparse = True
+        known = {id(table) for table in self.tables}
+        self.others = [p for p in self.model.parameters() if id(p) not in known]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(self.others, config.peak_rate, weight_decay=config.weight_decay, fused=True)
+        ]
+        if tables:
+            self.optimizers.append(RowAdam(self.tables, config.peak_rate))
         self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in self.epochs)])
         # Abuse is rare: weigh it up, but by the root, or the few mislabelled messages rule the gradient.
         learnt = np.unique(np.concatenate(self.epochs))
@@ -289,7 +298,7 @@ class Trainer:
             if step < done:
                 continue
             torch.manual_seed((self.seed * 1_000 + epoch) * 1_000_000 + step)
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = self._rate(first + step)
             yield self._step([sequences[i] for i in batch], rows[batch]), len(batch)
 
@@ -325,17 +334,28 @@ class Trainer:
         loss = nn.functional.binary_cross_entropy_with_logits(
             logits.float(), target, weight=weight, pos_weight=self.positive_weight
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        self._clip(1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
         return float(loss.detach())
+
+    def _clip(self, most: float) -> None:
+        """Scale all gradients down to a norm of `most`; `clip_grad_norm_` knows no sparse ones."""
+        for table in self.tables:
+            table.grad = None if table.grad is None else table.grad.coalesce()
+        found = [p.grad for p in (*self.others, *self.tables) if p.grad is not None]
+        gradients = [gradient.values() if gradient.is_sparse else gradient for gradient in found]
+        norm = nn.utils.get_total_norm(gradients)
+        torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
 
     def state(self) -> dict[str, Tensor]:
         """All that the next epoch depends on, as tensors."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
+            for key, value in self._remembered(parameter).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
@@ -347,7 +367,17 @@ class Trainer:
         for full, value in tensors.items():
             if full.startswith("optimizer."):
                 _, key, name = full.split(".", 2)
-                self.optimizer.state[parameters[name]][key] = value.to(self.device, copy=True)
+                self._remembered(parameters[name])[key] = value.to(self.device, copy=True)
+
+    def _remembered(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What the optimizer that moves it keeps of a parameter."""
+        first, *others = self.optimizers
+        return next((o.state[parameter] for o in others if parameter in o.state), first.state[parameter])
+
+
+def _wide_tables(model: nn.Module) -> list[nn.Embedding]:
+    """Tables of vectors, learnt from nothing, of which a batch reads a few."""
+    return [model.vectors.grams] if isinstance(model, CompactEncoder) else []
 
 
 def _has_bfloat16(device: torch.device) -> bool:
