@@ -265,13 +265,13 @@ class Trainer:
         self.tables = [table.weight for table in tables]
         for table in tables:
             table.sparse = True
-        known = {id(table) for table in self.tables}
-        self.others = [p for p in self.model.parameters() if id(p) not in known]
+        self.others = [p for p in self.model.parameters() if not any(p is table for table in self.tables)]
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(self.others, config.peak_rate, weight_decay=config.weight_decay, fused=True)
         ]
         if tables:
             self.optimizers.append(RowAdam(self.tables, config.peak_rate))
+        self.moved_by = {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
         self.steps_before = np.cumsum([0, *(-(-len(rows) // config.batch) for rows in self.epochs)])
         # Abuse is rare: weigh it up, but by the root, or the few mislabelled messages rule the gradient.
         learnt = np.unique(np.concatenate(self.epochs))
@@ -355,7 +355,7 @@ class Trainer:
         """All that the next epoch depends on, as tensors."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            for key, value in self._remembered(parameter).items():
+            for key, value in self.moved_by[parameter].state.get(parameter, {}).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in tensors.items()}
 
@@ -367,12 +367,8 @@ class Trainer:
         for full, value in tensors.items():
             if full.startswith("optimizer."):
                 _, key, name = full.split(".", 2)
-                self._remembered(parameters[name])[key] = value.to(self.device, copy=True)
-
-    def _remembered(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """What the optimizer that moves it keeps of a parameter."""
-        first, *others = self.optimizers
-        return next((o.state[parameter] for o in others if parameter in o.state), first.state[parameter])
+                parameter = parameters[name]
+                self.moved_by[parameter].state[parameter][key] = value.to(self.device, copy=True)
 
 
 def _wide_tables(model: nn.Module) -> list[nn.Embedding]:
