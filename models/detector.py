@@ -27,7 +27,7 @@ from models.cascade import LOUDEST, Cascade, Watch
 from models.fusion import Fusion, Logits
 from models.markov import Markov
 from models.signing import Trust, trust_of
-from models.tokens import Feeds, Reader, View, load_reader, log_odds, views
+from models.tokens import Feeds, Reader, View, load_reader, log_odds, passage, views
 from models.trees import Trees
 from redqueen.errors import BundleError, InvalidInput
 
@@ -160,34 +160,36 @@ class Detector:
                 trees = self.parts["trees"].logits(matrix)
                 self._note_lacking(matrix)
         canonical = [v.canonical for v in views]
-        heard = self.parts["linear"].hear(canonical)
+        heard, passages = self.parts["linear"].hear(canonical), views
         logits = {"linear": heard.logits}
         if "markov" in self.parts:
-            logits["markov"] = self.parts["markov"].logits(canonical)
+            told = self.parts["markov"].hear(canonical)
+            logits["markov"] = told.logits
+            passages = [passage(view, at) for view, at in zip(views, told.loudest.tolist(), strict=True)]
         if trees is not None:
             logits["trees"] = trees
         wordless = np.array([not v.canonical for v in views], dtype=bool)
         if self._cascade is None or self.watch is None or self.watch.tripped:
-            return self._whole(views, logits, wordless)
+            return self._whole(passages, logits, wordless)
         scores, settled = self._cascade.settle({**logits, LOUDEST: heard.loudest}, wordless)
         drawn = self.watch.drawn(views)
         read = ~settled | self.watch.sampled(drawn)
         if read.any():
             asked = np.flatnonzero(read)
             some = {part: z[asked] for part, z in logits.items()}
-            scores[asked] = self._whole([views[i] for i in asked.tolist()], some, wordless[asked])
+            scores[asked] = self._whole([passages[i] for i in asked.tolist()], some, wordless[asked])
         self.watch.record(settled, self.decide(scores), drawn)
         return scores
 
     def _whole(
         self,
-        views: Sequence[View],
+        passages: Sequence[View],
         logits: Logits,
         wordless: npt.NDArray[np.bool_],
     ) -> Floats:
         """Every part's opinion, fused; the encoder's is asked for here."""
         if "encoder" in self.parts:
-            logits = {**logits, "encoder": self.parts["encoder"].logits(views)}
+            logits = {**logits, "encoder": self.parts["encoder"].logits(passages)}
         return self._fusion.probabilities(logits, wordless)
 
     def score_texts(self, texts: Sequence[str]) -> Floats:

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -142,6 +142,7 @@ class Place:
 
 class Encoding:
     """The encoder on its way through the schedule; knows its log odds after rehearsal and after the refresh.
+    It is judged by what it is served: the `passages` of messages.
 
     The rehearsal ends when validation has not improved for `PATIENCE` epochs, or when going on would leave no
     time for the refresh; then the weights of its best epoch are taken. Validation is the earlier half of the
@@ -153,6 +154,7 @@ class Encoding:
         spec: TrainingSpec,
         data: Dataset,
         parts: Split,
+        passages: Callable[[Sequence[View]], list[View]],
         progress: Progress,
         clock: Clock | None = None,
         inherited: dict[str, Tensor] | None = None,
@@ -173,7 +175,9 @@ class Encoding:
             self.trainer.model.load_state_dict(inherited, strict=False)
         self._clock, self._checkpoint_seconds = clock or Clock(None), spec.checkpoint_seconds
         rows = parts.judged[: len(parts.judged) // 2]
-        self._validation = Examples([data.views[i] for i in rows], data.targets[rows], data.weight[rows])
+        self._validation = Examples(
+            passages([data.views[i] for i in rows]), data.targets[rows], data.weight[rows]
+        )
         self._best: dict[str, Tensor] = {}
         self._rehearsed = torch.zeros(0)
         self._file = Path(spec.out) / "checkpoint.safetensors"
@@ -192,15 +196,18 @@ class Encoding:
             self._save()
         return self._rehearsed.numpy()
 
-    def refresh(self, held: Sequence[View]) -> npt.NDArray[np.float32]:
-        """Train on everything but the held messages; log odds of those."""
+    def refresh(self) -> None:
+        """Train on everything but the held messages."""
         while self.place.epoch < len(self.trainer.epochs):
             self._learn(keep_for_refresh=False)
             if self.place.stopped == "time" and not self._clock.leaves(0.0):
                 self.place.epoch = len(self.trainer.epochs)
             self._save()
         self.trainer.model.cpu()
-        return encoder.logits(self.trainer.model, self.reader, held)
+
+    def logits(self, seen: Sequence[View]) -> npt.NDArray[np.float32]:
+        """What it says now."""
+        return encoder.logits(self.trainer.model, self.reader, seen)
 
     # -- one epoch -------------------------------------------------------------------------------------------
 
@@ -258,7 +265,7 @@ class Encoding:
         abusive = of.targets.max(1, initial=0) >= 0.5
         if not abusive.any() or abusive.all():
             return {}
-        z = {"encoder": encoder.logits(self.trainer.model, self.reader, of.views)}
+        z = {"encoder": self.logits(of.views)}
         calibrated = fusion.fit_voice(("encoder",), z, of.targets, of.weight).logits(z)
         loss = (np.logaddexp(0, calibrated) - of.targets * calibrated).sum(1)
         found = {
@@ -271,7 +278,7 @@ class Encoding:
         if self.place.best != self.place.epoch:
             self.trainer.model.load_state_dict(self._best)
         self._best = {}
-        self._rehearsed = torch.from_numpy(encoder.logits(self.trainer.model, self.reader, judged))
+        self._rehearsed = torch.from_numpy(self.logits(judged))
         self.place.rehearsed, self.place.epoch = True, self.trainer.rehearsals
 
     def _tell_epoch(self) -> None:

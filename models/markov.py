@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.tokens import HASH_BASE, MAX_CHARACTERS, into_buckets
+from models.tokens import HASH_BASE, MAX_CHARACTERS, PASSAGE, View, into_buckets, passage
 
 Floats = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ DISCOUNT = 0.75
 """Taken of every count, for what has not been seen to follow."""
 UNSEEN = 1 / 500
 """Probability of a character of which nothing is known."""
-WINDOW, LEAD = 640, 1.0
+WINDOW, LEAD = PASSAGE, 1.0
 """Characters of a stretch of a long text, and by how much the loudest must exceed all else to be heard."""
 _DAMPING = 3
 """Characters added to the length: a word or two is little evidence."""
@@ -74,6 +74,20 @@ class _Read:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What the models make of texts.
+
+    Attributes:
+        logits: their answer, log odds [n, policies].
+        loudest: where the loudest stretch of each text begins; 0 where it has no more than `WINDOW`
+            characters.
+    """
+
+    logits: npt.NDArray[np.float32]
+    loudest: Places
+
+
+@dataclass(frozen=True)
 class Markov:
     """What each side's writing is like, by order; the columns are benign messages, then the policies.
 
@@ -91,15 +105,27 @@ class Markov:
         """Columns of the log odds."""
         return self.seen[0].shape[1] - 1
 
+    def passages(self, seen: Sequence[View]) -> list[View]:
+        """What the encoder reads of messages: of a long one its loudest stretch."""
+        at = np.zeros(len(seen), np.int64)
+        long = [i for i, view in enumerate(seen) if len(view.canonical) > WINDOW]
+        at[long] = self.hear([seen[i].canonical for i in long]).loudest
+        return [passage(view, begin) for view, begin in zip(seen, at.tolist(), strict=True)]
+
     def logits(self, canonical: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Log likelihood ratio [n, policies] of canonical texts over the root of their length.
+        """Log odds [n, policies] of canonical texts."""
+        return self.hear(canonical).logits
+
+    def hear(self, canonical: Sequence[str]) -> Heard:
+        """Log likelihood ratio of canonical texts over the root of their length.
 
         Kind words around the abuse do not hide it: of a text of up to `WINDOW` characters the passage speaks
         whose ratio is largest (as in Page's CUSUM: Continuous Inspection Schemes, Biometrika 41, 1954). In a
         long text some passage always sounds odd: there the whole has as much to say, or it is a loud stretch.
         """
+        at = np.zeros(len(canonical), np.int64)
         if not len(canonical):
-            return np.zeros((0, self.policies), np.float32)
+            return Heard(np.zeros((0, self.policies), np.float32), at)
         read = _Read.of(canonical)
         before = np.concatenate([np.zeros((1, self.policies)), np.cumsum(self._ratios(read), axis=0)])
         whole = before[read.first + read.size] - before[read.first]
@@ -110,10 +136,12 @@ class Markov:
         if len(long):
             number = read.size[long] - WINDOW + 1
             starts = np.cumsum(number) - number
-            at = np.arange(number.sum()) - np.repeat(starts - read.first[long], number)
-            loudest = np.maximum.reduceat(before[at + WINDOW] - before[at], starts)
+            begin = np.arange(number.sum()) - np.repeat(starts - read.first[long], number)
+            stretches = before[begin + WINDOW] - before[begin]
+            loudest = np.maximum.reduceat(stretches, starts)
             found[long] = np.maximum(found[long], _damped(loudest, np.full(len(long), WINDOW)) - LEAD)
-        return found.astype(np.float32)
+            at[long] = np.maximum(0, _first_largest(stretches.max(1), starts, number) - len(_BEGIN))
+        return Heard(found.astype(np.float32), at)
 
     def _ratios(self, read: _Read) -> Floats:
         """Log likelihood ratio of each character [characters, policies]."""
@@ -159,6 +187,16 @@ def _loudest_passage(before: Floats, read: _Read) -> Floats:
     down = read.text[:, None] * (np.ptp(before) + 1.0)
     lowest = np.minimum.accumulate(before[:-1] - down, axis=0) + down
     return np.asarray(np.maximum.reduceat(before[1:] - lowest, read.first))
+
+
+def _first_largest(values: Floats, first: Places, number: Places) -> Places:
+    """Within each lot of neighbours, of so many from `first` on, the place of the largest; of those that
+    differ by rounding, the first.
+    """
+    largest = np.repeat(np.maximum.reduceat(values, first), number)
+    hits = np.flatnonzero(values >= largest - 1e-6)
+    lot = np.searchsorted(first, hits, side="right") - 1
+    return np.asarray(hits[np.searchsorted(lot, np.arange(len(first)))] - first)
 
 
 def _damped(ratio: Floats, size: Places) -> Floats:

@@ -113,9 +113,8 @@ class Material:
         )
 
     def markov(self, rows: Rows) -> Markov:
-        """The same of the messages alone: what pads an abusive copy is not how abuse is written."""
-        data = self.data
-        return markov.fit([data.views[i].canonical for i in rows], data.targets[rows], data.weight[rows])
+        """The same of the messages alone."""
+        return fit_markov(self.data, rows)
 
     def trees(self, rows: Rows, seed: int) -> Trees | None:
         """The same; None without behaviour."""
@@ -151,13 +150,23 @@ def _padded(data: Dataset, rows: Rows, seed: int) -> tuple[Rows, list[str]]:
     return chosen, texts
 
 
-def fit_shallow(spec: TrainingSpec, data: Dataset, parts: Split) -> tuple[Shallow, Shallow, Forward]:
+def fit_markov(data: Dataset, rows: Rows) -> Markov:
+    """Of messages and no copies: what pads an abusive one is not how abuse is written."""
+    return markov.fit([data.views[i].canonical for i in rows], data.targets[rows], data.weight[rows])
+
+
+def fit_shallow(
+    spec: TrainingSpec, data: Dataset, parts: Split, older: Markov
+) -> tuple[Shallow, Shallow, Forward]:
     """Fitted on the older messages, and on all but the held ones, where the newest count twice (as they do
     for the encoder); what older fits would have said.
+
+    Args:
+        older: the Markov models of the older messages.
     """
     material = Material.made(spec, data, parts)
     linear = material.linear(parts.older)
-    before = Shallow(linear, material.markov(parts.older), material.trees(parts.older, spec.seed))
+    before = Shallow(linear, older, material.trees(parts.older, spec.seed))
     fresh = material.counting_twice(parts.newest)
     linear = fresh.linear(parts.everything, start=linear)
     after = Shallow(linear, fresh.markov(parts.everything), fresh.trees(parts.everything, spec.seed))

@@ -39,9 +39,10 @@ def made(
         return {}, {"int8": none, "cascade": none}
     held = split.held
     seen = [data.views[i] for i in held]
+    passages = parts.markov.passages
     part = Slice(data.targets[held], split.held_weight, data.group[held])
     small, int8 = quantize.attempt(
-        files[bundle.ONNX], files[bundle.READER], seen, held_logits, parts.fusion, part
+        files[bundle.ONNX], files[bundle.READER], passages(seen), held_logits, parts.fusion, part
     )
     network = Network(files[bundle.ONNX], load_reader(files[bundle.READER]))
     first, settles = cascade.fit(
@@ -54,7 +55,7 @@ def made(
             names=names,
             part=part,
             logits=held_logits,
-            encode=network.logits,
+            encode=lambda other: network.logits(passages(other)),
         ),
         seed,
     )

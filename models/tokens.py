@@ -29,12 +29,16 @@ all that says nothing is gone: blanks, and what cannot be seen, would push the r
 HEAD = MAX_CHARACTERS * 2 // 3
 
 MOST_PARTS = 8
-"""Of more parts the encoder reads the first and the last ones. Ordinary text of `MAX_CHARACTERS` has up to
-eleven; what lies between is left to the linear and the Markov models."""
+"""Of more parts the encoder reads the first and the last ones. Ordinary text has four in `PASSAGE`
+characters, and up to eleven in `MAX_CHARACTERS`, from which it learns."""
 MOST_SENT = 4
 """So many times as many parts as its words ask for may a message have for the way that they were sent."""
-LOUDEST = 0.7
-"""How much the loudest part of a long message counts; the rest is the mean of all parts."""
+PASSAGE = 640
+"""Characters that the encoder reads of a longer message, where the Markov models find it loudest. In a mean
+over all of it abuse drowns among benign words, and of many parts the loudest of a benign one is loud by
+chance."""
+LOUDEST = 0.4
+"""How much the loudest part of what is read counts; the rest is the mean of all its parts."""
 
 Feeds = dict[str, npt.NDArray[Any]]
 """The network's inputs of a batch, by name."""
@@ -79,6 +83,20 @@ def _ends_of(message: str) -> str:
     if len(message) <= MAX_CHARACTERS:
         return message
     return f"{message[:HEAD]} {message[len(message) - (MAX_CHARACTERS - HEAD - 1) :]}"
+
+
+def passage(message: View, begin: int) -> View:
+    """The `PASSAGE` characters of a longer message that begin at `begin`, in whole words, and about the same
+    part of the text as it was sent.
+    """
+    canonical, sent = message.canonical, message.sent
+    if len(canonical) <= PASSAGE:
+        return message
+    start = canonical.rfind(" ", max(0, begin - WORD), begin + 1) + 1 or begin
+    stop = canonical.find(" ", begin + PASSAGE, begin + PASSAGE + WORD)
+    stop = begin + PASSAGE if stop < 0 else stop
+    first, last = (len(sent) * place // len(canonical) for place in (start, stop))
+    return View(canonical[start:stop], message.level, sent[first:last])
 
 
 class Reader(Protocol):
@@ -274,7 +292,7 @@ def log_odds(
     """Log odds [n, policies] of messages by a network that `run` asks about one batch of parts.
 
     Of a message in several parts the loudest speaks beside the mean of all: kind words before, after or
-    around the abuse do not push it out of view.
+    around the abuse do not dilute it.
     """
     parts = reader.parts(messages)
     sequences = [sequence for found in parts for sequence in found]

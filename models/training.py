@@ -42,7 +42,7 @@ from models.detector import Detector
 from models.encoding import Clock, Encoding, code_version
 from models.fusion import Fusion, Slice, Voice
 from models.rehearsal import Copies, Rehearsal, rehearse
-from models.shallow import Shallow, fit_shallow
+from models.shallow import Shallow, fit_markov, fit_shallow
 from models.train import Progress, TrainingSpec
 from models.warm import Champion
 from redqueen.errors import InvalidInput
@@ -67,18 +67,25 @@ def run(spec: TrainingSpec, progress: Progress) -> Path:
     champion = Champion.of(spec)
     begin, parts = warm.start(spec, champion, data, before_champion)
     watch.lap("data", messages=len(data.views), abusive=int(data.abusive.sum()), held=len(parts.held))
+    older = fit_markov(data, parts.older)
+    watch.lap("markov")
     with ThreadPoolExecutor(1) as beside:
-        fitting = beside.submit(fit_shallow, spec, data, parts)
-        encoding = Encoding(spec, data, parts, progress, clock, begin.weights) if spec.encodes else None
+        fitting = beside.submit(fit_shallow, spec, data, parts, older)
+        encoding = None
+        if spec.encodes:
+            encoding = Encoding(spec, data, parts, older.passages, progress, clock, begin.weights)
         copies = Copies.of_judged(spec, data, parts)
         rehearsed = refreshed = None
         if encoding is not None:
-            rehearsed = encoding.rehearse([*(data.views[i] for i in parts.judged), *copies.views])
+            judged = [*(data.views[i] for i in parts.judged), *copies.views]
+            rehearsed = encoding.rehearse(older.passages(judged))
             watch.lap("encoder, rehearsal")
-            refreshed = encoding.refresh([data.views[i] for i in parts.held])
+            encoding.refresh()
             watch.lap("encoder, refresh")
         before, after, earlier = fitting.result()
         watch.lap("waiting for trees and linear")
+        if encoding is not None:
+            refreshed = encoding.logits(after.markov.passages([data.views[i] for i in parts.held]))
 
     rehearsal = rehearse(spec, data, parts, before, rehearsed, copies, earlier)
     final = _finish(spec, data, parts, after, refreshed, rehearsal)

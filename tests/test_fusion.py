@@ -205,7 +205,8 @@ def test_as_much_abuse_is_held_as_vouches_for_a_first_stage_where_there_is_that_
 def test_the_newest_count_twice_in_what_is_served_and_once_in_the_rehearsal(tmp_path: Path) -> None:
     data, _ = toy_data(tmp_path)
     parts = split(data, 1)
-    before, after, _ = shallow.fit_shallow(spec(tmp_path), data, parts)
+    older = shallow.fit_markov(data, parts.older)
+    before, after, _ = shallow.fit_shallow(spec(tmp_path), data, parts, older)
 
     def counted(rows: npt.NDArray[np.int64], times: npt.NDArray[np.float32]) -> markov.Markov:
         return markov.fit(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from models import markov
 from models.markov import Markov
+from models.tokens import PASSAGE, WORD, View, views
 
 ABUSE = ["free gift cards, claim now", "claim your free nitro gift", "free nitro, claim it here"]
 BENIGN = ["see you at the meeting tomorrow", "lunch at the usual place", "the notes of the meeting are here"]
@@ -87,6 +88,41 @@ def test_kind_words_around_a_long_abusive_text_do_not_hide_it(model: Markov) -> 
     whole_of_kind = model.logits([f"{kind} {kind} {kind}"])[0, 0]
     assert around == pytest.approx(plain - markov.LEAD, rel=0.15)
     assert whole_of_kind < 0
+
+
+def test_the_encoder_reads_a_long_message_where_the_abuse_is(model: Markov) -> None:
+    abuse, kind = " ".join(ABUSE * 3), " ".join(BENIGN * 7)
+    for message in (f"{abuse} {kind}", f"{kind} {abuse} {kind}", f"{kind} {abuse}"):
+        (read,) = model.passages(views([message]))
+        assert abuse in read.canonical
+        assert len(read.canonical) < len(message)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text("free cards\u00e9", max_size=1_500), max_size=4))
+def test_a_passage_is_of_whole_words_and_the_same_in_any_batch(model: Markov, texts: list[str]) -> None:
+    seen = [View(text, 0) for text in texts]
+    for message, read in zip(seen, model.passages(seen), strict=True):
+        assert model.passages([message]) == [read]
+        if len(message.canonical) <= PASSAGE:
+            assert read is message
+            continue
+        assert PASSAGE - 2 * WORD <= len(read.canonical) <= PASSAGE + 2 * WORD
+        at = f" {message.canonical} ".find(f" {read.canonical} ")
+        halved = max(map(len, message.canonical.split(" "))) > WORD
+        assert at >= 0 or (halved and read.canonical in message.canonical)
+
+
+def test_a_passage_as_it_was_sent_is_about_the_same_part(model: Markov) -> None:
+    abuse, kind = " ".join(ABUSE * 6), " ".join(BENIGN * 7)
+    disguised = " ".join(".".join(word) for word in abuse.split())
+    (message,) = views([f"{kind} {disguised} {kind}"])
+    (read,) = model.passages([message])
+    assert "f.r.e.e" in read.sent
+    assert read.level == message.level
+    assert len(read.sent) == pytest.approx(
+        len(message.sent) * len(read.canonical) / len(message.canonical), abs=2
+    )
 
 
 def test_it_survives_being_written_down(model: Markov) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from models import baseline, bundle, fusion, rehearsal, tokens, trees
 from models.dataset import EPOCH, LARGEST_HELD, load, not_learnt_by, split
 from models.detector import Detector, Network
 from models.rehearsal import select
+from models.tokens import View
 from models.train import train
 from redqueen.errors import BundleError, InvalidInput
 from tests.toy_model import POLICIES, dataset, matrix, messages, spec, toy_bundle
@@ -158,6 +160,27 @@ def test_what_cannot_be_seen_does_not_push_the_message_out_of_view(detector: Det
         (lines,) = tokens.Words(48).parts(tokens.views(["\u200b".join(" ".join(words))]))
         assert max(map(len, lines)) <= 48
         assert {word for line in lines for word in line.words} >= set(words)
+
+
+def test_the_encoder_reads_the_passage_of_a_long_message_in_which_abuse_is() -> None:
+    found = Detector.load(toy_bundle())
+    said = messages(400, seed=5)
+    kind = " ".join(m.text for m in said if m.policy is None)[:900]
+    abuse = " ".join(m.text for m in said if m.policy is not None)[:120]
+    asked: list[View] = []
+    network = found.parts["encoder"]
+
+    class Noted:
+        def logits(self, views: Sequence[View]) -> np.ndarray:
+            asked.extend(views)
+            return np.asarray(network.logits(views))
+
+    found.parts["encoder"] = Noted()
+    assert found.score([f"{kind} {abuse} {kind}", abuse]).shape == (2, len(POLICIES))
+    passage, whole = asked
+    assert abuse in passage.canonical
+    assert len(passage.canonical) <= tokens.PASSAGE + 2 * tokens.WORD
+    assert whole.canonical == abuse
 
 
 def test_disguise_is_seen_through(detector: Detector) -> None:

@@ -107,13 +107,13 @@ def test_it_stops_early_where_there_is_nothing_to_learn_and_keeps_the_best_epoch
     table.with_columns(table[c][order] for c in ("p_spam", "p_scam")).write_parquet(plan.dataset)
     Path(plan.out).mkdir()
     data = load(plan)
-    encoding = Encoding(plan, data, split(data, plan.seed), lambda event: None)
+    encoding = Encoding(plan, data, split(data, plan.seed), list, lambda event: None)
     rehearsed = encoding.rehearse(data.views[:9])
     losses = [point["validation_loss"] for point in encoding.place.curve]
     assert encoding.place.stopped == "early"
     assert len(losses) < 20
     assert encoding.place.best == 1 + int(np.argmin(losses)) < len(losses)
-    kept = Encoding(replace(plan, epochs=40), data, split(data, plan.seed), lambda event: None)
+    kept = Encoding(replace(plan, epochs=40), data, split(data, plan.seed), list, lambda event: None)
     np.testing.assert_array_equal(kept.rehearse([]), rehearsed)
     np.testing.assert_array_equal(logits(kept.trainer.model, kept.reader, data.views[:9]), rehearsed)
 
@@ -183,10 +183,10 @@ def test_what_is_held_or_comes_later_never_pads_what_the_encoder_learns(
 
     monkeypatch.setattr(encoder, "disturbed", noted)
     Path(plan.out).mkdir()
-    encoding = Encoding(plan, data, parts, lambda event: None)
+    encoding = Encoding(plan, data, parts, list, lambda event: None)
     encoding.rehearse([])
     rehearsed = len(pools)
-    encoding.refresh([])
+    encoding.refresh()
     assert all(pool and pool <= {*parts.older.tolist()} for pool in pools[:rehearsed])
     assert pools[rehearsed:]
     assert all(not pool & {*parts.held.tolist()} for pool in pools)
@@ -413,10 +413,10 @@ def test_a_warm_start_is_judged_on_what_the_champion_cannot_know_and_is_repeatab
 
     begin, moved = warm.start(plan, warm.Champion.of(plan), data, parts)
     again = Encoding(
-        replace(plan, out=str(tmp_path)), data, moved, lambda event: None, inherited=begin.weights
+        replace(plan, out=str(tmp_path)), data, moved, list, lambda event: None, inherited=begin.weights
     )
     again.rehearse([])
-    again.refresh([])
+    again.refresh()
     weights = safetensors.torch.load((folder / bundle.ENCODER).read_bytes())
     for name, tensor in again.trainer.model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[name].numpy())
